@@ -1,0 +1,1 @@
+"""Put a rule on a module."""

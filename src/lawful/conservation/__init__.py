@@ -1,0 +1,1 @@
+"""Conservation laws: value, rate and exact drift."""

@@ -1,0 +1,1 @@
+"""Papers as claims that a program checks."""

@@ -1,0 +1,1 @@
+"""Which laws a rule has, and whether these are all."""

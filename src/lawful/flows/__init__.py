@@ -1,0 +1,1 @@
+"""Learning as an ordinary differential equation."""

@@ -1,0 +1,1 @@
+"""Alignment between a rule's signals and backpropagation's."""
