@@ -6,12 +6,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lawful.attachment.attachment import Attachment as Attachment
+    from lawful.attachment.attachment import attach as attach
+    from lawful.attachment.attachment import attachment_of as attachment_of
     from lawful.rules.backprop import Backprop as Backprop
     from lawful.rules.feedback_alignment import FeedbackAlignment as FeedbackAlignment
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "attach": "lawful.attachment.attachment",
+    "attachment_of": "lawful.attachment.attachment",
+    "Attachment": "lawful.attachment.attachment",
     "Backprop": "lawful.rules.backprop",
     "FeedbackAlignment": "lawful.rules.feedback_alignment",
     "LawfulError": "lawful.errors",

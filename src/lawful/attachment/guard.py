@@ -1,0 +1,49 @@
+"""A feedback gradient is the derivative of no function, so differentiating it once more must raise, not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from lawful.errors import DoubleBackwardError
+
+_MESSAGE = (
+    "a gradient through lawful's feedback layers was differentiated again (create_graph=True, a gradient penalty, a "
+    "Hessian or nested torch.func.grad), but a feedback gradient is the derivative of no function, so its derivative "
+    "would be a wrong number. Call attachment.remove() for second derivatives, or detach the gradient first."
+)
+
+
+class _Final(Function):
+    """Computes gradients when someone keeps a graph of them; going back through it raises.
+
+    It takes every tensor that the gradients could be asked about (the weight too, on which a feedback gradient does
+    not depend) so that ``allow_unused=True`` cannot turn the question into a silent None.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(compute: Callable[..., Any], *tensors: torch.Tensor | None) -> Any:
+        return compute(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise DoubleBackwardError(_MESSAGE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise DoubleBackwardError(_MESSAGE)
+
+
+def final(compute: Callable[..., Any], *tensors: torch.Tensor | None) -> Any:
+    """``compute(*tensors)``, made impossible to differentiate when grad mode is on (it is, inside backward, exactly
+    when a graph of the gradients is being kept)."""
+    return _Final.apply(compute, *tensors) if torch.is_grad_enabled() else compute(*tensors)
