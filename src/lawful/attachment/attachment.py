@@ -80,7 +80,7 @@ class Attachment:
         self.model = model
         self.rules: dict[str, Rule] = {n: r.bind(n) for n, (_, r) in chosen.items() if r is not None}
         self.coverage: dict[str, str] = {n: f"fed back by {r!r}" for n, r in self.rules.items()}
-        self.coverage |= found.reasons | {n: f"NOT COVERED: {why}" for n, why in uncovered.items()}
+        self.coverage |= dict(found.reasons) | {n: f"NOT COVERED: {why}" for n, why in uncovered.items()}
         self._leaves: dict[str, tuple[nn.Module, str]] = {}
         self.steps = 0
         self._followed: list[tuple[Any, Any]] = []

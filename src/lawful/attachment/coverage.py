@@ -71,8 +71,8 @@ def survey(model: nn.Module) -> Survey:
             if missing:
                 sites = [site for site in sites if site.module is not module]
                 uncovered[dotted] = (
-                    f"{missing[0]} of {prefix or 'the model'} is computed from {', '.join(own)} (weight_norm, pruning, …): "
-                    "remove the reparametrisation before attaching"
+                    f"{missing[0]} of {prefix or 'the model'} is computed from {', '.join(own)} "
+                    "(weight_norm, pruning, …): remove the reparametrisation before attaching"
                 )
             elif name in weights:
                 continue

@@ -44,6 +44,8 @@ class _Final(Function):
 
 
 def final(compute: Callable[..., Any], *tensors: torch.Tensor | None) -> Any:
-    """``compute(*tensors)``, made impossible to differentiate when grad mode is on (it is, inside backward, exactly
-    when a graph of the gradients is being kept)."""
+    """``compute(*tensors)``, made impossible to differentiate where a graph of the gradients is being kept.
+
+    Inside a backward pass grad mode is on exactly then.
+    """
     return _Final.apply(compute, *tensors) if torch.is_grad_enabled() else compute(*tensors)

@@ -1,0 +1,230 @@
+"""attach on nn.Linear: gradients against the formula, and the identities that must hold bitwise."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from cases import MLP, MLPS, feedback_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lawful
+
+
+def backward(model, x):
+    """Run one backward pass with a loss whose output error is not constant; return that error."""
+    model.zero_grad()
+    out = model(x)
+    out.retain_grad()
+    (out**3 / 3 + out).sum().backward()
+    return out.grad
+
+
+@pytest.mark.parametrize("case", MLPS, ids=str)
+@pytest.mark.parametrize("init", ["normal", "uniform", "orthogonal", "aligned"])
+def test_gradients_equal_the_explicit_formula(case, init):
+    model, x = case.module(), case.batch().requires_grad_()
+    attachment = lawful.attach(model, lawful.FeedbackAlignment(seed=3, init=init, scale=0.7))
+    delta = backward(model, x)
+    B = {name: tensor.numpy() for name, tensor in attachment.feedback.items()}
+    expected, error = feedback_gradients(model, B, x.detach().numpy(), delta.numpy(), case.activation)
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.grad.numpy(), expected[name], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(x.grad.numpy(), error, rtol=1e-12, atol=1e-12)
+
+
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    n=st.integers(1, 4),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_formula_holds_at_every_shape(widths, n, bias, seed):
+    case = MLP(tuple(widths), "leaky_relu", bias)
+    model, x = case.module(seed), case.batch(n, seed)
+    attachment = lawful.attach(model, lawful.FeedbackAlignment(seed=seed))
+    delta = backward(model, x)
+    B = {name: tensor.numpy() for name, tensor in attachment.feedback.items()}
+    expected, _ = feedback_gradients(model, B, x.numpy(), delta.numpy(), case.activation)
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.grad.numpy(), expected[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", MLPS, ids=str)
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3)], ids=["1-D", "2-D", "3-D"])
+def test_aligned_feedback_is_autograd_bitwise(case, leading):
+    plain, model = case.module(), case.module()
+    x = torch.randn(*leading, case.widths[0], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    xs = [x.clone().requires_grad_() for _ in range(2)]
+    lawful.attach(model, lawful.FeedbackAlignment(init="aligned"))
+    assert torch.equal(plain(x), model(x)), "the forward pass must not change"
+    backward(plain, xs[0]), backward(model, xs[1])
+    assert torch.equal(xs[0].grad, xs[1].grad)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_remove_restores_backprop_bitwise_and_leaves_nothing():
+    case = MLP((4, 5, 6, 3))
+    plain, model, x = case.module(), case.module(), case.batch()
+    attachment = lawful.attach(model, lawful.FeedbackAlignment())
+    backward(model, x)
+    fed_back = model[0].weight.grad.clone()
+    attachment.remove()
+    backward(plain, x), backward(model, x)
+    assert not torch.equal(fed_back, model[0].weight.grad)
+    assert torch.equal(plain[0].weight.grad, model[0].weight.grad)
+    for module, untouched in zip(model.modules(), plain.modules(), strict=True):
+        assert type(module) is type(untouched) and vars(module).keys() == vars(untouched).keys()
+    with pytest.raises(lawful.LawfulError, match="carries no rule"):
+        lawful.attachment_of(model)
+    lawful.attach(model, lawful.FeedbackAlignment())
+
+
+def test_shared_layers_accumulate_and_keep_one_B():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    model = Shared()
+    attachment = lawful.attach(model, lawful.FeedbackAlignment())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    model(x).sum().backward()
+    W, B = model.layer.weight.detach(), attachment.feedback["layer.weight"]
+    delta = torch.ones(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(model.layer.weight.grad, delta.T @ (x @ W.T) + (delta @ B).T @ x)
+    assert list(attachment.feedback) == ["layer.weight"]
+
+
+def test_float64_before_or_after_attaching():
+    before = MLP((3, 4, 1)).module()
+    after = MLP((3, 4, 1)).module(dtype=torch.float32)
+    a = lawful.attach(before, lawful.FeedbackAlignment(seed=5))
+    b = lawful.attach(after, lawful.FeedbackAlignment(seed=5))
+    after.double()
+    assert {t.dtype for t in (*a.feedback.values(), *b.feedback.values())} == {torch.float64}
+    for name in a.feedback:
+        torch.testing.assert_close(a.feedback[name], b.feedback[name], rtol=1e-6, atol=1e-6)
+    after(MLP((3, 4, 1)).batch()).sum().backward()
+
+
+def test_B_depends_on_seed_and_name_only():
+    draws = [
+        lawful.attach(MLP((3, 4, 1)).module(seed=s), lawful.FeedbackAlignment(seed=f)).feedback
+        for s, f in [(0, 0), (1, 0), (0, 1)]
+    ]
+    assert torch.equal(draws[0]["0.weight"], draws[1]["0.weight"])
+    assert not torch.equal(draws[0]["0.weight"], draws[2]["0.weight"])
+    wide = lawful.attach(MLP((64, 1000)).module(), lawful.FeedbackAlignment(seed=0)).feedback["0.weight"]
+    assert wide.std().item() == pytest.approx(1 / 8, rel=0.02)
+    assert abs(wide.mean().item()) < 0.005
+
+
+@pytest.mark.parametrize("init", ["normal", "uniform", "orthogonal"])
+def test_scale_is_the_standard_deviation(init):
+    attachment = lawful.attach(nn.Linear(60, 200), lawful.FeedbackAlignment(init=init, scale=0.3))
+    assert attachment.feedback["weight"].square().mean().sqrt().item() == pytest.approx(0.3, rel=0.03)
+
+
+def test_given_B_by_tensor_mapping_and_pattern():
+    case = MLP((3, 4, 2))
+    B = {"0.weight": torch.randn(4, 3), "2.weight": torch.randn(2, 4)}
+    by_name = lawful.attach(case.module(), lawful.FeedbackAlignment(B=B)).feedback
+    by_pattern = lawful.attach(case.module(), {n: lawful.FeedbackAlignment(B=b) for n, b in B.items()}).feedback
+    for name in B:
+        assert torch.equal(by_name[name], B[name].double()) and torch.equal(by_pattern[name], B[name].double())
+    with pytest.raises(lawful.LawfulError, match="2.weight"):
+        lawful.attach(case.module(), lawful.FeedbackAlignment(B={"0.weight": B["0.weight"]}))
+    with pytest.raises(lawful.LawfulError, match=r"\(4, 3\).*\(3, 4\)"):
+        lawful.attach(case.module(), {"0": lawful.FeedbackAlignment(B=torch.zeros(3, 4)), "*": lawful.Backprop()})
+
+
+def test_first_matching_pattern_wins_and_unmatched_weights_raise():
+    model = MLP((3, 4, 5, 2)).module()
+    rules = {"2": lawful.Backprop(), "*": lawful.FeedbackAlignment()}
+    attachment = lawful.attach(model, rules)
+    assert sorted(attachment.feedback) == ["0.weight", "4.weight"]
+    assert "Backprop" in attachment.coverage["2.weight"]
+    attachment.remove()
+    with pytest.raises(lawful.LawfulError, match=r"2\.weight: no pattern"):
+        lawful.attach(model, {"[04]": lawful.FeedbackAlignment()})
+    with pytest.raises(lawful.LawfulError, match="'decoder.*' matches no weight"):
+        lawful.attach(model, {"decoder.*": lawful.FeedbackAlignment(), "*": lawful.Backprop()})
+    lawful.attach(model, {"[04]": lawful.FeedbackAlignment()}, strict=False)
+
+
+@pytest.mark.parametrize("bad", [lawful.FeedbackAlignment, "fa", None, 3])
+def test_what_is_no_rule_is_refused(bad):
+    with pytest.raises(lawful.LawfulError, match="Rule"):
+        lawful.attach(nn.Linear(2, 2), bad)
+
+
+@pytest.mark.parametrize("options", [{"init": "gauss"}, {"scale": -1.0}, {"scale": float("nan")}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(lawful.LawfulError, match="FeedbackAlignment"):
+        lawful.FeedbackAlignment(**options)
+
+
+def test_attaching_twice_raises_also_through_a_parent():
+    model = MLP((3, 4, 1)).module()
+    lawful.attach(model, lawful.FeedbackAlignment())
+    for target in (model, nn.Sequential(model)):
+        with pytest.raises(lawful.LawfulError, match=r"remove\(\)"):
+            lawful.attach(target, lawful.FeedbackAlignment())
+
+
+def test_unknown_modules_raise_with_their_name_and_change_nothing():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(torch.eye(3))
+
+        def forward(self, x):
+            return x @ self.mix
+
+    model = nn.Sequential(nn.Linear(3, 3), Odd())
+    with pytest.raises(lawful.LawfulError, match=r"1\.mix.*Odd"):
+        lawful.attach(model, lawful.FeedbackAlignment())
+    assert type(model[0]) is nn.Linear
+    attachment = lawful.attach(model, lawful.FeedbackAlignment(), strict=False)
+    assert attachment.coverage["1.mix"].startswith("NOT COVERED")
+    assert set(attachment.coverage) == {name for name, _ in model.named_parameters()}
+
+
+def test_embeddings_and_norms_are_listed_not_raised():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    coverage = lawful.attach(model, lawful.FeedbackAlignment()).coverage
+    assert "no input error" in coverage["0.weight"] and "normalisation" in coverage["1.weight"]
+    assert "fed back" in coverage["2.weight"]
+
+
+def test_lazy_modules_are_refused_until_they_have_a_shape():
+    with warnings.catch_warnings():  # older versions of torch say that lazy modules are new
+        warnings.simplefilter("ignore", UserWarning)
+        model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(lawful.LawfulError, match="forward"):
+        lawful.attach(model, lawful.FeedbackAlignment())
+
+
+def test_copies_carry_their_own_attachment():
+    model = MLP((3, 4, 1)).module()
+    attachment = lawful.attach(model, lawful.FeedbackAlignment())
+    twin = copy.deepcopy(model)
+    theirs = lawful.attachment_of(twin)
+    assert theirs.model is twin and theirs is not attachment
+    theirs.feedback["2.weight"].zero_()
+    x = MLP((3, 4, 1)).batch()
+    backward(twin, x), backward(model, x)
+    assert twin[0].weight.grad.abs().max() == 0 and model[0].weight.grad.abs().max() > 0
+    theirs.remove()
+    assert lawful.attachment_of(model) is attachment
