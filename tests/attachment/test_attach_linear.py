@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from cases import MLP, MLPS, feedback_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import lawful
+from cases import MLP, MLPS, feedback_gradients
 
 
 def backward(model, x):
