@@ -1,1 +1,1 @@
-"""Learning as an ordinary differential equation."""
+"""Learning as an ordinary differential equation: the field of a rule, its solvers, and its exact reductions."""
