@@ -83,7 +83,7 @@ class Section:
         equations: Displayed formulas in LaTeX.
         claims: The claims measured here.
         figures: The figures drawn from this stage.
-        arrays: Trajectories by name, kept as ``trajectories/<id>.npz``.
+        arrays: Trajectories by name, kept as ``stages/<id>/trajectories.npz``.
     """
 
     id: str
