@@ -1,0 +1,269 @@
+"""The update fields of a rule: F(θ; x, e, s) modulo a prime, for many (input, error, activation pattern) at once.
+
+    a_i = σ(W_i a_{i-1} + b_i),   δ_L = e,   δ_{i-1} = (δ_i B_i) ⊙ σ'(h_{i-1}),   F = -(δ_iᵀ a_{i-1}, δ_i, …)
+
+The activation pattern s is data like x and e: a law analytic on all of θ-space that holds where s is realised holds
+everywhere. Where a rule fixes signs (an orthant of θ) only patterns realised there are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lawful.finder import residues as ff
+from lawful.finder.architectures import Architecture
+from lawful.finder.families import Family
+
+B_RANGE = 99
+"""Feedback weights are drawn as nonzero integers up to this size: exact over the rationals and modulo p alike."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """One batch of samples: x (n, n_0), e (n, n_L), and per hidden layer masks, free values, and carried signs."""
+
+    x: np.ndarray
+    e: np.ndarray
+    target: np.ndarray
+    masks: list[np.ndarray | None]
+    values: list[np.ndarray]
+    signs: list[np.ndarray]
+
+    def part(self, rows: slice) -> Data:
+        """Some of the samples."""
+        return Data(
+            self.x[rows],
+            self.e[rows],
+            self.target[rows],
+            [None if m is None else m[rows] for m in self.masks],
+            [v[rows] for v in self.values],
+            [s[rows] for s in self.signs],
+        )
+
+
+@dataclass(frozen=True)
+class System:
+    """An architecture under a rule at one generic point: everything a field needs but its data.
+
+    Attributes:
+        arch: the network.
+        family: the rule.
+        B: per layer the constant feedback weight (B[0] is unused): of W_i's shape, or for direct rules D_{i}
+            (outputs, n_i) stored at layer i + 1.
+        softmax: error signals sum to zero.
+        inputs: fixed inputs (n, n_0) for laws that hold on a data set only, or None for all inputs.
+    """
+
+    arch: Architecture
+    family: Family
+    B: tuple[np.ndarray, ...]
+    softmax: bool = False
+    inputs: np.ndarray | None = None
+
+    @property
+    def dimension(self) -> int:
+        """The number of coordinates of the state: D, and for rules whose feedback moves B's as well."""
+        return self.arch.size + self.moving_size
+
+    @property
+    def moving_size(self) -> int:
+        """The number of feedback weights that are part of the state."""
+        widths = self.arch.widths
+        return sum(n * m for n, m in zip(widths[1:], widths[2:], strict=False)) if self.moving else 0
+
+    @property
+    def moving(self) -> bool:
+        """True when B is part of the state."""
+        return self.family.source == "moving"
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The blocks of the state in order: W_1, (b_1), W_2, …, then the moving B_2 … B_L."""
+        shapes: list[tuple[int, ...]] = []
+        widths = self.arch.widths
+        for i in range(self.arch.depth):
+            shapes.append((widths[i + 1], widths[i]))
+            shapes += [(widths[i + 1],)] * self.arch.biases[i]
+        if self.moving:
+            shapes += [(widths[i + 1], widths[i]) for i in range(1, self.arch.depth)]
+        return shapes
+
+
+def draw_feedback(arch: Architecture, family: Family, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Random nonzero integer feedback weights (positive ones for the monotone rule)."""
+    out, feedback = arch.widths[-1], [np.zeros((0, 0))]
+    for i in range(1, arch.depth):
+        shape = (out, arch.widths[i]) if family.direct else (arch.widths[i + 1], arch.widths[i])
+        sign = np.ones(shape) if family.orthant == "positive" or family.source == "sign" else rng.choice([-1, 1], shape)
+        magnitude = np.ones(shape) if family.name == "usf" else rng.integers(1, B_RANGE + 1, shape)
+        feedback.append((sign * magnitude).astype(np.float64))
+    return tuple(feedback)
+
+
+def draw_point(system: System, rng: np.random.Generator) -> list[np.ndarray]:
+    """A random state, block by block; positive weights where the rule keeps them so."""
+    theta = [ff.random_residues(rng, shape) for shape in system.shapes()]
+    if system.family.orthant == "positive":
+        theta = [np.abs(block) + 1 if block.ndim == 2 and i else block for i, block in enumerate(theta)]
+    return theta
+
+
+def split(system: System, theta: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The blocks of a state as (W, b, moving B), each one a layer; absent biases are None."""
+    blocks = iter(theta)
+    weights, biases = [], []
+    for has_bias in system.arch.biases:
+        weights.append(next(blocks))
+        biases.append(next(blocks) if has_bias else None)
+    return weights, biases, [None, *blocks]
+
+
+def draw_data(system: System, point: Sequence[np.ndarray], count: int, rng: np.random.Generator) -> Data:
+    """``count`` random samples of everything that is data."""
+    arch, family = system.arch, system.family
+    hidden = arch.widths[1:-1]
+    if system.inputs is None:
+        x = ff.random_residues(rng, (count, arch.widths[0]))
+    else:
+        x = system.inputs[np.arange(count) % len(system.inputs)].astype(np.float64)
+    size = B_RANGE if family.route == "signs" else ff.PRIME // 2
+    e = rng.integers(-size, size + 1, (count, arch.widths[-1])).astype(np.float64)
+    if system.softmax:
+        e[:, -1] = -e[:, :-1].sum(axis=1)
+        e = ff.reduce(e)
+    masks = _masks(system, point, x, rng)
+    signs = _signs(system, e, masks)
+    values = [ff.random_residues(rng, (count, n)) for n in hidden] if arch.sigma.degree is None else []
+    return Data(x, e, ff.random_residues(rng, e.shape), masks, values, signs)
+
+
+def _masks(
+    system: System, point: Sequence[np.ndarray], x: np.ndarray, rng: np.random.Generator
+) -> list[np.ndarray | None]:
+    """Slopes per hidden layer and sample.
+
+    Free data sets of patterns may be replaced by arbitrary residues, since every field is affine in every mask.
+    """
+    arch = system.arch
+    slopes = arch.sigma.slopes
+    if slopes is None:
+        return [None] * (arch.depth - 1)
+    if system.inputs is not None:
+        return _masks_at(system, point, x)
+    free = not system.family.orthant and system.family.route != "signs"
+    if free:
+        return [ff.random_residues(rng, (len(x), n)) for n in arch.widths[1:-1]]
+    weights, _, _ = split(system, point)
+    masks: list[np.ndarray | None] = []
+    sign = np.zeros((len(x), arch.widths[0]))
+    for i, n in enumerate(arch.widths[1:-1]):
+        on = rng.integers(0, 2, (len(x), n)).astype(bool)
+        if system.family.orthant and i and not arch.biases[i]:
+            positive = sign @ np.maximum(np.sign(weights[i]), 0).T
+            negative = sign @ np.maximum(-np.sign(weights[i]), 0).T
+            up = (np.maximum(sign, 0) @ (weights[i] > 0).T) + (np.maximum(-sign, 0) @ (weights[i] < 0).T)
+            down = (np.maximum(sign, 0) @ (weights[i] < 0).T) + (np.maximum(-sign, 0) @ (weights[i] > 0).T)
+            del positive, negative
+            on = np.where((up > 0) & (down > 0), on, up > 0)
+        masks.append(np.where(on, float(slopes[1]), float(slopes[0])))
+        sign = np.where(on, 1.0, -1.0 if slopes[0] else 0.0)
+    return masks
+
+
+def _masks_at(system: System, point: Sequence[np.ndarray], x: np.ndarray) -> list[np.ndarray | None]:
+    """The patterns that the integer lift of the point shows on given inputs (exact whole numbers)."""
+    arch = system.arch
+    slopes = arch.sigma.slopes
+    assert slopes is not None
+    weights, biases, _ = split(system, point)
+    masks: list[np.ndarray | None] = []
+    a = x.astype(object)
+    for i in range(arch.depth - 1):
+        h = a @ np.vectorize(int, otypes=[object])(weights[i]).T
+        if biases[i] is not None:
+            h = h + np.vectorize(int, otypes=[object])(biases[i])
+        on = h > 0
+        masks.append(np.where(on, float(slopes[1]), float(slopes[0])))
+        a = np.where(on, slopes[1] * h, slopes[0] * h)
+    return masks
+
+
+def _signs(system: System, e: np.ndarray, masks: list[np.ndarray | None]) -> list[np.ndarray]:
+    """For the sign rule: sign(δ_i B_i) per hidden layer, from exact small integers (it does not depend on θ)."""
+    if system.family.route != "signs":
+        return []
+    signs: list[np.ndarray] = []
+    delta = e
+    for i in reversed(range(1, system.arch.depth)):
+        carried = np.sign(delta @ system.B[i])
+        signs.insert(0, carried)
+        mask = masks[i - 1]
+        delta = carried if mask is None else carried * mask
+    return signs
+
+
+def feedback_at(system: System, point: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The constant B's at a point: as drawn, or M ⊙ sign(W) on the point's orthant."""
+    if system.family.source != "sign":
+        return system.B
+    weights, _, _ = split(system, point)
+    return (system.B[0], *(system.B[i] * np.sign(weights[i]) for i in range(1, system.arch.depth)))
+
+
+def update_field(system: System, B: Sequence[Any], theta: Sequence[Any], data: Data) -> list[Any]:
+    """F(θ; data), block by block like θ; θ may be dual.
+
+    Args:
+        system: the network and the rule.
+        B: the constant feedback weights of :func:`feedback_at`.
+        theta: the blocks of the state.
+        data: n samples.
+
+    Returns:
+        Blocks of shape (n, *block shape); None where exactly zero.
+    """
+    arch, family = system.arch, system.family
+    weights, biases, moving = split(system, theta)
+    activations, slopes = [data.x], []
+    for i in range(arch.depth - 1):
+        h = ff.vector_matrix(activations[-1], ff.transpose(weights[i]))
+        h = h if biases[i] is None else ff.add(h, biases[i])
+        value = data.values[i] if data.values else None
+        a, slope = arch.sigma.apply(h, data.masks[i], value)
+        activations.append(a)
+        slopes.append(slope)
+    sources = {"weight": weights, "moving": moving}.get(family.source, B)
+    signal = data.target if family.route == "direct-target" else data.e
+    delta: Any = data.e
+    weight_rates: list[Any] = []
+    bias_rates: list[Any] = []
+    for i in reversed(range(arch.depth)):
+        delta = ff.scale(delta, -1.0) if i == arch.depth - 1 else delta
+        weight_rates.insert(0, ff.outer(delta, activations[i]))
+        bias_rates.insert(0, delta)
+        if i == 0:
+            break
+        if family.direct:
+            carried = ff.vector_matrix(-signal, sources[i])
+        elif family.route == "signs":
+            carried = -data.signs[i - 1]
+        else:
+            carried = ff.vector_matrix(delta, sources[i])
+        delta = ff.times(carried, slopes[i - 1])
+    blocks: list[Any] = []
+    for i in range(arch.depth):
+        blocks += [weight_rates[i]] + [bias_rates[i]] * arch.biases[i]
+    return blocks + (weight_rates[1:] if system.moving else [])
+
+
+def flat(system: System, blocks: Sequence[Any], count: int) -> np.ndarray:
+    """Blocks of residues as one matrix (n, dimension)."""
+    shapes = system.shapes()
+    rows = [
+        np.zeros((count, int(np.prod(shape)))) if block is None else np.broadcast_to(block, (count, *shape)).reshape(count, -1)
+        for block, shape in zip(blocks, shapes, strict=True)
+    ]
+    return np.concatenate(rows, axis=1)

@@ -1,0 +1,207 @@
+"""Arithmetic modulo a prime, batched in float64, with nested dual numbers for exact directional derivatives.
+
+A residue is a float64 integer in [-p/2, p/2]; with p < 2²³ a sum of 512 products stays below 2⁵³, so a BLAS matrix
+product of residues is exact. A :class:`Dual` is ``re + ε im`` with ε² = 0, and its parts may be dual again: k nested
+levels carry the k-th order mixed derivatives that a bracket of k + 1 fields needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+PRIME: Final = 8388593
+"""The largest prime below 2²³."""
+
+_EXACT_TERMS: Final = 512
+
+Number: TypeAlias = Any
+"""A residue array, a :class:`Dual` of such, or None for an exact zero."""
+
+
+def reduce(x: np.ndarray) -> np.ndarray:
+    """The centred residue of an array of exact integers below 2⁵³; zero modulo p becomes exactly 0."""
+    return x - np.rint(x * (1.0 / PRIME)) * PRIME
+
+
+@dataclass(slots=True)
+class Dual:
+    """``re + ε im``."""
+
+    re: Number
+    im: Number
+
+
+def add(a: Number, b: Number) -> Number:
+    """a + b."""
+    if a is None:
+        return b
+    if b is None:
+        return a
+    if isinstance(a, Dual):
+        return Dual(add(a.re, b.re), add(a.im, b.im)) if isinstance(b, Dual) else Dual(add(a.re, b), a.im)
+    if isinstance(b, Dual):
+        return Dual(add(a, b.re), b.im)
+    return reduce(a + b)
+
+
+def scale(a: Number, factor: float) -> Number:
+    """``factor`` · a for a constant residue."""
+    if a is None:
+        return None
+    if isinstance(a, Dual):
+        return Dual(scale(a.re, factor), scale(a.im, factor))
+    return reduce(a * factor)
+
+
+def bilinear(op: Callable[[np.ndarray, np.ndarray], np.ndarray], a: Number, b: Number) -> Number:
+    """op(a, b) for an op that is linear in each argument and returns residues (Leibniz on the dual parts)."""
+    if a is None or b is None:
+        return None
+    if isinstance(a, Dual) and isinstance(b, Dual):
+        cross = add(bilinear(op, a.re, b.im), bilinear(op, a.im, b.re))
+        return Dual(bilinear(op, a.re, b.re), cross)
+    if isinstance(a, Dual):
+        return Dual(bilinear(op, a.re, b), bilinear(op, a.im, b))
+    if isinstance(b, Dual):
+        return Dual(bilinear(op, a, b.re), bilinear(op, a, b.im))
+    return op(a, b)
+
+
+def linear(op: Callable[[np.ndarray], np.ndarray], a: Number) -> Number:
+    """op(a) for a linear op without arithmetic (transpose, slice, reshape)."""
+    if a is None:
+        return None
+    return Dual(linear(op, a.re), linear(op, a.im)) if isinstance(a, Dual) else op(a)
+
+
+def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return reduce(a * b)
+
+
+def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return reduce(a[..., :, None] * b[..., None, :])
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b of residue arrays, exact: the inner axis is cut into pieces of 512."""
+    inner = a.shape[-1]
+    if inner <= _EXACT_TERMS:
+        return reduce(a @ b)
+    total = np.zeros(())
+    for start in range(0, inner, _EXACT_TERMS):
+        piece = slice(start, start + _EXACT_TERMS)
+        total = reduce(total + reduce(a[..., piece] @ b[..., piece, :]))
+    return total
+
+
+def _vector_matrix(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return product(a, w) if w.ndim == 2 else product(a[..., None, :], w)[..., 0, :]
+
+
+def times(a: Number, b: Number) -> Number:
+    """Element by element."""
+    return bilinear(_times, a, b)
+
+
+def outer(a: Number, b: Number) -> Number:
+    """(…, j), (…, k) -> (…, j, k)."""
+    return bilinear(_outer, a, b)
+
+
+def vector_matrix(a: Number, w: Number) -> Number:
+    """Row vectors (n, j) times one matrix (j, k) or one matrix a row (n, j, k)."""
+    return bilinear(_vector_matrix, a, w)
+
+
+def transpose(w: Number) -> Number:
+    """Swap the last two axes."""
+    return linear(lambda x: np.swapaxes(x, -1, -2), w)
+
+
+def constant_part(a: Number) -> Any:
+    """The residue array at the bottom of a nest of duals."""
+    while isinstance(a, Dual):
+        a = a.re
+    return a
+
+
+def solves_ode(value: np.ndarray, slope: Callable[[Number], Number], h: Number) -> Number:
+    """The a with a = ``value`` at the constant part of h and da = slope(a) dh (tanh: slope 1 − a²).
+
+    The value is data: for functions like tanh or exp it is algebraically independent of θ, so a random residue stands
+    for it.
+    """
+    if not isinstance(h, Dual):
+        return value
+    inner = solves_ode(value, slope, h.re)
+    return Dual(inner, times(slope(inner), h.im))
+
+
+def invert(x: int) -> int:
+    """1/x modulo p."""
+    return pow(int(x) % PRIME, -1, PRIME)
+
+
+class Echelon:
+    """A growing space of row vectors modulo p in reduced echelon form; its rank is exact.
+
+    New rows are reduced against the basis by one BLAS product, then among themselves block by block.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.basis = np.zeros((0, dimension))
+        self.pivots = np.zeros(0, dtype=np.intp)
+
+    @property
+    def rank(self) -> int:
+        """The dimension of the space so far."""
+        return len(self.pivots)
+
+    def add(self, rows: np.ndarray) -> int:
+        """Add rows; the number of new dimensions."""
+        before = self.rank
+        block = 64
+        for start in range(0, len(rows), block):
+            if self.rank == self.basis.shape[1]:
+                break
+            self._add_block(rows[start : start + block])
+        return self.rank - before
+
+    def _add_block(self, rows: np.ndarray) -> None:
+        if self.rank:
+            rows = reduce(rows - product(rows[:, self.pivots], self.basis))
+        rows, pivots = _eliminate(rows)
+        if len(pivots):
+            if self.rank:
+                self.basis = reduce(self.basis - product(self.basis[:, pivots], rows))
+            self.basis = np.concatenate([self.basis, rows])
+            self.pivots = np.concatenate([self.pivots, pivots])
+
+
+def _eliminate(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss–Jordan of a few rows: the nonzero rows in reduced form and their pivot columns."""
+    rows = rows.copy()
+    kept: list[int] = []
+    pivots: list[int] = []
+    for r in range(len(rows)):
+        nonzero = np.flatnonzero(rows[r])
+        if not len(nonzero):
+            continue
+        column = int(nonzero[0])
+        rows[r] = reduce(rows[r] * (invert(int(rows[r, column]))))
+        factors = rows[:, column].copy()
+        factors[r] = 0
+        touched = np.flatnonzero(factors)
+        rows[touched] = reduce(rows[touched] - factors[touched, None] * rows[r])
+        kept.append(r)
+        pivots.append(column)
+    return rows[kept], np.array(pivots, dtype=np.intp)
+
+
+def random_residues(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform residues, centred."""
+    return rng.integers(-(PRIME // 2), PRIME // 2 + 1, shape).astype(np.float64)
