@@ -117,7 +117,7 @@ def show_value(value: Any) -> str:
         return ",".join(map(show_value, value))
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _parse(kind: Any, text: str) -> Any:

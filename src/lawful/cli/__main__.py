@@ -1,0 +1,6 @@
+"""``python -m lawful.cli``."""
+
+from lawful.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Draws a `lawful.experiments.records.Figure` as PNG and SVG, without a display and without dates."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from lawful.experiments.records import Figure, Line, Panel
+from lawful.reports.style import SETTINGS, color
+
+PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.3
+"""Inches."""
+
+MAX_COLUMNS = 3
+LEGEND_INSIDE = 3
+"""Panels with more named lines carry their legend below the axes, where it hides nothing."""
+
+_MARKERS = frozenset("o.xs^v+D*")
+
+
+def render(figure: Figure, format: str) -> bytes:
+    """``figure`` as the bytes of a ``"png"`` or ``"svg"`` file; equal figures give equal bytes."""
+    with mpl.rc_context(rc=SETTINGS):
+        canvas = _draw(figure)
+        buffer = io.BytesIO()
+        metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[format]
+        canvas.savefig(buffer, format=format, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _draw(figure: Figure) -> Canvas:
+    columns = min(len(figure.panels), MAX_COLUMNS)
+    rows = -(-len(figure.panels) // columns)
+    below = max(_rows_below(panel) for panel in figure.panels)
+    size = (PANEL_WIDTH * columns, (PANEL_HEIGHT + 0.2 * below) * rows)
+    canvas = Canvas(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04, hspace=0.06))
+    FigureCanvasAgg(canvas)
+    grid = canvas.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(figure.panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, figure.panels, strict=False):
+        _draw_panel(axes, panel)
+    return canvas
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    axes.set_xscale(panel.xscale)
+    axes.set_yscale(panel.yscale)
+    for index, line in enumerate(panel.lines):
+        _draw_line(axes, line, color(index if line.color is None else line.color))
+    axes.set_xlabel(panel.xlabel)
+    axes.set_ylabel(panel.ylabel)
+    axes.set_title(panel.title, pad=20 if panel.note else 8)
+    if panel.note:
+        axes.annotate(
+            panel.note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=8.5, alpha=0.8
+        )
+    _draw_legend(axes, panel)
+    _breathe(axes, panel)
+
+
+def _draw_line(axes: Axes, line: Line, shade: str) -> None:
+    x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
+    if line.low is not None and line.high is not None:
+        axes.fill_between(
+            x, np.asarray(line.low, dtype=float), np.asarray(line.high, dtype=float), color=shade, alpha=0.2, lw=0
+        )
+    marker, stroke = (line.style, "none") if line.style in _MARKERS else (None, line.style)
+    axes.plot(x, y, color=shade, label=line.label or "_", marker=marker, linestyle=stroke)
+
+
+def _labels(panel: Panel) -> Sequence[str]:
+    return [line.label for line in panel.lines if line.label]
+
+
+def _legend_columns(panel: Panel) -> int:
+    longest = max(map(len, _labels(panel)), default=0)
+    return 1 if longest > 26 else 2
+
+
+def _rows_below(panel: Panel) -> int:
+    count = len(_labels(panel))
+    return 0 if count <= LEGEND_INSIDE else -(-count // _legend_columns(panel)) + 1
+
+
+def _draw_legend(axes: Axes, panel: Panel) -> None:
+    count = len(_labels(panel))
+    # A single line is named by the panel's title; a legend would repeat it.
+    if count < 2:
+        return
+    if count <= LEGEND_INSIDE:
+        axes.legend(loc="best")
+        return
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=_legend_columns(panel),
+        columnspacing=1.2,
+        handlelength=1.8,
+    )
+
+
+def _breathe(axes: Axes, panel: Panel) -> None:
+    """A line that is constant to rounding stays a line: its axis shows ±1 %, not the noise of its last digits."""
+    if panel.yscale != "linear":
+        return
+    drawn = [v for line in panel.lines for v in (line.y, line.low, line.high) if v is not None]
+    values = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in drawn])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return
+    middle, spread = float(np.median(values)), float(np.ptp(values))
+    if middle != 0 and spread < 1e-3 * abs(middle):
+        axes.set_ylim(middle - 0.01 * abs(middle), middle + 0.01 * abs(middle))

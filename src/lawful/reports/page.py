@@ -1,0 +1,151 @@
+"""A run as one self-contained HTML page: no script, no font and no picture from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from lawful.experiments.claims import VERDICTS, Claim
+from lawful.experiments.records import Figure, Section
+from lawful.reports.claims import SIGNS, WORDS, expectation, number, summary
+from lawful.reports.style import INK
+from lawful.reports.text import equation, inline, paragraphs
+
+
+def page(
+    *,
+    title: str,
+    citation: str,
+    sections: Sequence[Section],
+    drawings: Mapping[str, str],
+    settings: Iterable[tuple[str, str, str]],
+    command: str,
+    environment: Mapping[str, Any],
+) -> str:
+    """The page.
+
+    Args:
+        title: The paper's title.
+        citation: Its citation.
+        sections: What the stages found.
+        drawings: Figure id -> SVG.
+        settings: (key, type, value) rows.
+        command: The shell line that gives this run again.
+        environment: Versions and platform.
+    """
+    claims = [claim for section in sections for claim in section.claims]
+    body = "\n".join(
+        [
+            _header(title, citation, claims),
+            _all_claims(claims),
+            *(_section(section, drawings) for section in sections),
+            _rerun(settings, command),
+            _footer(environment),
+        ]
+    )
+    style = files("lawful.reports").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · reproduced</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<div class="page">\n{_contents(sections)}\n<main>\n{body}\n</main>\n</div>\n</body>\n</html>\n'
+    )
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    entries = [('<a href="#claims">All claims</a>')]
+    for section in sections:
+        mark = "" if all(claim.ok for claim in section.claims) else ' class="bad"'
+        entries.append(f'<a href="#{escape(section.id)}"{mark}>{inline(section.title)}</a>')
+    entries.append('<a href="#rerun">Settings, and how to run it again</a>')
+    return f'<nav aria-label="Contents"><ol>{"".join(f"<li>{entry}</li>" for entry in entries)}</ol></nav>'
+
+
+def _header(title: str, citation: str, claims: Sequence[Claim]) -> str:
+    counts = Counter(claim.verdict for claim in claims)
+    chips = "".join(
+        f'<span class="chip {verdict}">{SIGNS[verdict]} {counts[verdict]} {escape(WORDS[verdict])}</span>'
+        for verdict in VERDICTS
+    )
+    return (
+        f'<header>\n<h1>{escape(title)}</h1>\n<p class="meta">{inline(citation)}</p>\n'
+        f'<div class="chips" title="{escape(summary(claims))}">{chips}</div>\n</header>'
+    )
+
+
+def _all_claims(claims: Sequence[Claim]) -> str:
+    return (
+        '<section id="claims">\n<h2>Every claim, and what was measured</h2>\n'
+        "<p>A claim <strong>holds</strong> when the measurement meets what is expected of it. It <strong>corrects the"
+        " paper</strong> when the paper states otherwise and the statement made here was measured to be true.</p>\n"
+        f"{claims_table(claims)}\n</section>"
+    )
+
+
+def claims_table(claims: Sequence[Claim]) -> str:
+    """Claims as an HTML table with coloured verdicts."""
+    rows = "\n".join(
+        f"<tr><td>{inline(claim.statement)}"
+        f'<span class="id">{inline(claim.source)} · <code>{escape(claim.id)}</code></span></td>'
+        f'<td class="number">{escape(expectation(claim))}</td><td class="number">{escape(number(claim.measured))}</td>'
+        f'<td><span class="chip {claim.verdict}">{SIGNS[claim.verdict]} {escape(WORDS[claim.verdict])}</span></td></tr>'
+        for claim in claims
+    )
+    head = "<tr><th>Claim</th><th>Expected</th><th>Measured</th><th>Verdict</th></tr>"
+    return f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _section(section: Section, drawings: Mapping[str, str]) -> str:
+    parts = [
+        f'<section id="{escape(section.id)}">\n<h2>{inline(section.title)}</h2>',
+        *(equation(latex) for latex in section.equations),
+        f'<div class="beside">\n<div><h4>The paper says</h4>\n{paragraphs(section.paper_says)}</div>\n'
+        f'<div class="measured"><h4>Measured here</h4>\n{paragraphs(section.measured)}</div>\n</div>',
+        *(_figure(figure, drawings[figure.id]) for figure in section.figures),
+    ]
+    if section.claims:
+        parts.append(claims_table(section.claims))
+    return "\n".join([*parts, "</section>"])
+
+
+def _figure(figure: Figure, svg: str) -> str:
+    return (
+        f"<figure>\n{inline_svg(svg, figure.id, figure.title)}\n"
+        f"<figcaption><b>{inline(figure.title)}.</b> {inline(figure.caption)}</figcaption>\n</figure>"
+    )
+
+
+def inline_svg(svg: str, name: str, title: str) -> str:
+    """An SVG file as an element of a page: its own ids, the page's ink, no background, and a name for readers."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, count=1, flags=re.DOTALL)
+    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", element)
+    element = re.sub(r'<g id="[^"]*patch_1">.*?</g>', "", element, count=1, flags=re.DOTALL)
+    element = re.sub(re.escape(INK), "currentColor", element, flags=re.IGNORECASE)
+    return element.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1).strip()
+
+
+def _rerun(settings: Iterable[tuple[str, str, str]], command: str) -> str:
+    rows = "\n".join(
+        f"<tr><td><code>{escape(key)}</code></td><td>{escape(kind)}</td><td class='number'>{escape(value)}</td></tr>"
+        for key, kind, value in settings
+    )
+    return (
+        '<section id="rerun">\n<h2>Settings, and how to run it again</h2>\n'
+        f"<pre>{escape(command)}</pre>\n"
+        "<p>The same command gives the same <code>claims.json</code>, byte for byte. Change a setting with"
+        " <code>--set key=value</code>, the random draws with <code>--seed</code>; figures are in"
+        " <code>figures/</code>, trajectories in <code>stages/*/trajectories.npz</code>.</p>\n"
+        '<div class="scroll"><table>\n<thead><tr><th>Setting</th><th>Type</th><th>Value</th></tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody></table></div>\n</section>"
+    )
+
+
+def _footer(environment: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    platform = "{implementation} {python} on {system} {machine}".format(**environment)
+    return f"<footer>Measured with {escape(packages)}; {escape(platform)}.</footer>"
