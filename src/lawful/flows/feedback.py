@@ -14,7 +14,9 @@ from lawful.flows.network import Network
 from lawful.rules.base import Rule, generator_for
 
 States = tuple[dict[str, Floats], ...]
-"""What the rule stores for W_1 … W_L, as NumPy arrays: ``{"B": …}`` per layer for FA, ``{}`` for backpropagation."""
+"""What the rule stores for W_1 … W_L, as NumPy arrays: ``{"B": …}`` a layer for FA, ``{}`` for backpropagation.
+
+The first layer sends no error on; its entry is ``{}``."""
 
 
 def parameter_names(depth: int) -> tuple[str, ...]:
@@ -23,7 +25,7 @@ def parameter_names(depth: int) -> tuple[str, ...]:
 
 
 def numpy_states(rule: Rule, network: Network, names: Sequence[str] | None = None) -> States:
-    """Draw the rule's state of every layer and convert it to NumPy.
+    """Draw the rule's state of every layer but the first, which sends no error on, and convert it to NumPy.
 
     B is a function of (rule.seed, parameter name): with the default names it is bitwise the B that
     ``lawful.attach`` gives the float64 ``nn.Sequential(Linear, activation, Linear, …)`` of the same weights.
@@ -34,15 +36,15 @@ def numpy_states(rule: Rule, network: Network, names: Sequence[str] | None = Non
         names: dotted weight names, one a layer.
     """
     chosen = parameter_names(network.depth) if names is None else tuple(names)
-    states = []
-    for name, weight in zip(chosen, network.weights, strict=True):
+    states: list[dict[str, Floats]] = [{}]
+    for name, weight in list(zip(chosen, network.weights, strict=True))[1:]:
         drawn = rule.bind(name).init(torch.from_numpy(weight.copy()), generator_for(rule.seed, name))
         states.append({key: value.numpy().astype(np.float64) for key, value in drawn.items()})
     return tuple(states)
 
 
 def given_feedback(network: Network, B: Sequence[ArrayLike | None]) -> States:
-    """States ``{"B": B_i}`` from given feedback weights, each of W_i's shape; B_1 is never used and may be None.
+    """States ``{"B": B_i}`` from given feedback weights, each of W_i's shape; B_1 is never used (None will do).
 
     Raises:
         SettingError: the wrong number or shape of B's.
@@ -51,9 +53,9 @@ def given_feedback(network: Network, B: Sequence[ArrayLike | None]) -> States:
         raise SettingError(
             f"expected {network.depth} feedback weights, one a layer (the first may be None); got {len(B)}"
         )
-    states: list[dict[str, Floats]] = []
-    for i, (given, weight) in enumerate(zip(B, network.weights, strict=True)):
-        value = np.zeros_like(weight) if given is None and i == 0 else np.array(given, dtype=np.float64)
+    states: list[dict[str, Floats]] = [{}]
+    for i in range(1, network.depth):
+        value, weight = np.array(B[i], dtype=np.float64), network.weights[i]
         if value.shape != weight.shape:
             raise SettingError(f"B_{i + 1} must have the shape {weight.shape} of W_{i + 1}; got {value.shape}")
         states.append({"B": value})

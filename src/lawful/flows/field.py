@@ -14,6 +14,27 @@ from lawful.flows.network import Network
 from lawful.rules.base import Rule
 
 
+def check_data(network: Network, X: ArrayLike, Y: ArrayLike, kappa: float) -> tuple[Floats, Floats, float]:
+    """X (n, d) and Y (n, m) as float64 arrays that fit the network, and κ.
+
+    Raises:
+        SettingError: shapes that do not fit, κ <= 0, non-finite data.
+    """
+    inputs = np.ascontiguousarray(X, dtype=np.float64)
+    targets = np.array(Y, dtype=np.float64)
+    targets = targets[:, None] if targets.ndim == 1 else targets
+    d, m = network.widths[0], network.widths[-1]
+    if inputs.ndim != 2 or inputs.shape[1] != d or inputs.shape[0] < 1:
+        raise SettingError(f"X must have shape (n, {d}) with n >= 1; got {inputs.shape}")
+    if targets.shape != (len(inputs), m):
+        raise SettingError(f"Y must have shape ({len(inputs)}, {m}); got {targets.shape}")
+    if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
+        raise SettingError("X and Y must be finite numbers")
+    if not 0 < kappa < np.inf:
+        raise SettingError(f"kappa must be a finite number > 0; got {kappa!r}")
+    return inputs, targets, float(kappa)
+
+
 class Field:
     """θ̇ = F(θ): Ẇ_i = −δ_iᵀ a_{i-1}, ḃ_i = −Σ_n δ_i, δ_{i-1} = (δ_i B_i) ⊙ σ'(h_{i-1}), δ_L = κ e.
 
@@ -53,19 +74,8 @@ class Field:
         kappa: float = 1.0,
         states: Sequence[Mapping[str, Floats]] | None = None,
     ) -> None:
-        inputs = np.ascontiguousarray(X, dtype=np.float64)
-        targets = np.array(Y, dtype=np.float64)
-        targets = targets[:, None] if targets.ndim == 1 else targets
-        d, m = network.widths[0], network.widths[-1]
-        if inputs.ndim != 2 or inputs.shape[1] != d or inputs.shape[0] < 1:
-            raise SettingError(f"X must have shape (n, {d}) with n >= 1; got {inputs.shape}")
-        if targets.shape != (len(inputs), m):
-            raise SettingError(f"Y must have shape ({len(inputs)}, {m}); got {targets.shape}")
-        if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
-            raise SettingError("X and Y must be finite numbers")
-        if not 0 < kappa < np.inf:
-            raise SettingError(f"kappa must be a finite number > 0; got {kappa!r}")
-        self.network, self.rule, self.X, self.Y, self.kappa = network, rule, inputs, targets, float(kappa)
+        inputs, targets, kappa = check_data(network, X, Y, kappa)
+        self.network, self.rule, self.X, self.Y, self.kappa = network, rule, inputs, targets, kappa
         self.states = numpy_states(rule, network) if states is None else tuple(states)
         check_states(network, self.states)
         self.theta0 = network.theta()
@@ -105,7 +115,7 @@ class Field:
         return theta_dot
 
     def error(self, theta: Floats) -> Floats:
-        """e = output − Y, (n, m), a new array."""
+        """The error e = output − Y, (n, m), a new array."""
         return self._run(*self.network.unpack(theta)) - self.Y
 
     def forward(self, theta: Floats) -> Floats:
@@ -116,7 +126,8 @@ class Field:
         """(κ/2)‖e‖²."""
         return 0.5 * self.kappa * float(np.sum(self.error(theta) ** 2))
 
-    def feedback(self, theta: Floats) -> list[Floats]:
-        """[B_1 … B_L] at θ (B_1 is never used by the field)."""
+    def feedback(self, theta: Floats) -> list[Floats | None]:
+        """[None, B_2 … B_L] at θ: the first layer sends no error on."""
         weights, _ = self.network.unpack(theta)
-        return [self.rule.feedback(w, state) for w, state in zip(weights, self.states, strict=True)]
+        later = zip(weights[1:], self.states[1:], strict=True)
+        return [None, *(self.rule.feedback(w, state) for w, state in later)]

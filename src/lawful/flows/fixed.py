@@ -69,8 +69,8 @@ def solve_fixed(problem: Problem, stepper: Stepper, method: str | None = None) -
 
     The estimate is the largest difference between the two, divided by 2^order − 1 (Richardson) on smooth fields and
     not divided on fields with kinks, where no order above 1 can be relied on.  With a step given, that is all.
-    Without one, the step is halved until the estimate is below rtol·max|θ| + atol, at most 12 times; whatever the
-    estimate then is, it is in the trajectory.
+    Without one, the step is halved until the estimate is below rtol·max|θ| + atol, at most 12 times and within
+    the evaluations allowed; whatever the estimate then is, it is in the trajectory.
 
     Raises:
         DivergenceError: a non-finite value with the step given, or with every step tried.
@@ -94,7 +94,7 @@ def solve_fixed(problem: Problem, stepper: Stepper, method: str | None = None) -
             estimate = float(np.abs(coarse[0][:common] - fine[0][:common]).max()) / factor
             if given or estimate <= problem.rtol * np.abs(fine[0]).max() + problem.atol:
                 break
-        if not problem.check or halvings == _MAX_HALVINGS:
+        if not problem.check or halvings == _MAX_HALVINGS or 3 * counter.calls > problem.max_evaluations:
             break
         coarse, step, halvings = fine, step / 2, halvings + 1
     theta, loss = fine

@@ -39,6 +39,7 @@ class Problem:
         check: whether to estimate the error by a second integration.
         progress: called with (t, loss) at every recorded time.
         smooth: whether F has no kinks, so that a solver's order can be relied on.
+        max_evaluations: step halving ends before a run would exceed it.
     """
 
     field: VectorField
@@ -50,6 +51,7 @@ class Problem:
     check: bool
     progress: Callable[[float, float], None]
     smooth: bool
+    max_evaluations: int
 
 
 @dataclass(frozen=True, slots=True)

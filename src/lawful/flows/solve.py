@@ -26,7 +26,7 @@ METHODS: Final[dict[str, Callable[[Problem], Trajectory]]] = {
 """``relu`` is RK4 under looser default tolerances: on a field with kinks the estimate relies on no order, and halving
 the step gains a factor 2, not 16."""
 
-_RTOL: Final[dict[str, float]] = {"dop853": 1e-10, "gauss-legendre": 1e-9, "rk4": 1e-9, "euler": 1e-3, "relu": 1e-4}
+_RTOL: Final[dict[str, float]] = {"dop853": 1e-10, "gauss-legendre": 1e-9, "rk4": 1e-9, "euler": 1e-3, "relu": 1e-3}
 
 
 def default_method(field: VectorField) -> str:
@@ -54,6 +54,7 @@ def solve(
     step: float | None = None,
     tol: float = 0.0,
     check: bool = True,
+    max_evaluations: int = 100_000,
     progress: Callable[[float, float], None] = _no_progress,
 ) -> Trajectory:
     """Integrate θ̇ = F(θ) from ``field.theta0`` and state the error.
@@ -64,13 +65,15 @@ def solve(
         t_eval: the times to record instead (0 is put in front when missing).
         num_points: intervals between recorded times.
         method: a key of :data:`METHODS`; default ``dop853``, or ``relu`` for networks with kinks.
-        rtol: relative tolerance; default 1e-10 for dop853 (per step), 1e-9 for rk4 and gauss-legendre, 1e-4 for relu,
+        rtol: relative tolerance; default 1e-10 for dop853 (per step), 1e-9 for rk4 and gauss-legendre, 1e-3 for relu,
             1e-3 for euler (whole trajectory, when no step is given).
         atol: absolute tolerance, default rtol / 100.
         step: fixed methods: the coarser of the two steps of the halving check (with ``check=False`` the only one);
             dop853: the largest step.
         tol: stop at the first recorded time with loss < tol.
         check: estimate the error by a second integration.
+        max_evaluations: fixed methods without a step: do not start another halving that would evaluate the field
+            more often than this; the error reached is in the trajectory.
         progress: called with (t, loss) at every recorded time.
 
     Returns:
@@ -122,5 +125,6 @@ def solve(
         check=check,
         progress=progress,
         smooth=_smooth(field) and name != "relu",
+        max_evaluations=max_evaluations,
     )
     return METHODS[name](problem)

@@ -17,7 +17,7 @@ Step = Callable[[Function, Floats, float], Floats]
 
 
 def euler_step(F: Function, theta: Floats, h: float) -> Floats:
-    """h F(θ): gradient descent with learning rate h."""
+    """Increment h F(θ): gradient descent with learning rate h."""
     return h * F(theta)
 
 
