@@ -10,7 +10,28 @@ if TYPE_CHECKING:
     from lawful.attachment.attachment import attach as attach
     from lawful.attachment.attachment import attachment_of as attachment_of
     from lawful.rules.backprop import Backprop as Backprop
+    from lawful.rules.base import Rule as Rule
+    from lawful.rules.batchwise_magnitude_sign_symmetry import (
+        BatchwiseMagnitudeSignSymmetry as BatchwiseMagnitudeSignSymmetry,
+    )
+    from lawful.rules.direct_base import DirectRule as DirectRule
+    from lawful.rules.direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
+    from lawful.rules.direct_random_target_projection import (
+        DirectRandomTargetProjection as DirectRandomTargetProjection,
+    )
     from lawful.rules.feedback_alignment import FeedbackAlignment as FeedbackAlignment
+    from lawful.rules.fixed_magnitude_sign_symmetry import FixedMagnitudeSignSymmetry as FixedMagnitudeSignSymmetry
+    from lawful.rules.kolen_pollack import KolenPollack as KolenPollack
+    from lawful.rules.low_rank_feedback import LowRankFeedback as LowRankFeedback
+    from lawful.rules.monotone_dfa import MonotoneDFA as MonotoneDFA
+    from lawful.rules.registry import parse_rule as parse_rule
+    from lawful.rules.registry import rule_named as rule_named
+    from lawful.rules.rho_aligned_feedback import RhoAlignedFeedback as RhoAlignedFeedback
+    from lawful.rules.shared_projection import SharedProjection as SharedProjection
+    from lawful.rules.sign_feedback_alignment import SignFeedbackAlignment as SignFeedbackAlignment
+    from lawful.rules.sparse_feedback import SparseFeedback as SparseFeedback
+    from lawful.rules.uniform_sign_symmetry import UniformSignSymmetry as UniformSignSymmetry
+    from lawful.rules.weight_mirror import WeightMirror as WeightMirror
 
 __version__ = "0.1.0"
 
@@ -20,6 +41,23 @@ _HOME = {
     "Attachment": "lawful.attachment.attachment",
     "Backprop": "lawful.rules.backprop",
     "FeedbackAlignment": "lawful.rules.feedback_alignment",
+    "UniformSignSymmetry": "lawful.rules.uniform_sign_symmetry",
+    "FixedMagnitudeSignSymmetry": "lawful.rules.fixed_magnitude_sign_symmetry",
+    "BatchwiseMagnitudeSignSymmetry": "lawful.rules.batchwise_magnitude_sign_symmetry",
+    "KolenPollack": "lawful.rules.kolen_pollack",
+    "WeightMirror": "lawful.rules.weight_mirror",
+    "RhoAlignedFeedback": "lawful.rules.rho_aligned_feedback",
+    "LowRankFeedback": "lawful.rules.low_rank_feedback",
+    "SparseFeedback": "lawful.rules.sparse_feedback",
+    "SignFeedbackAlignment": "lawful.rules.sign_feedback_alignment",
+    "DirectFeedbackAlignment": "lawful.rules.direct_feedback_alignment",
+    "DirectRandomTargetProjection": "lawful.rules.direct_random_target_projection",
+    "MonotoneDFA": "lawful.rules.monotone_dfa",
+    "SharedProjection": "lawful.rules.shared_projection",
+    "Rule": "lawful.rules.base",
+    "DirectRule": "lawful.rules.direct_base",
+    "rule_named": "lawful.rules.registry",
+    "parse_rule": "lawful.rules.registry",
     "LawfulError": "lawful.errors",
 }
 """Public name -> the module that defines it; imported on first use, so ``import lawful`` stays light (PEP 562)."""

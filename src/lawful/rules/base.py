@@ -34,7 +34,7 @@ class Rule(abc.ABC):
     name: ClassVar[str]
     """The registry's name of the rule, as the command line spells it."""
 
-    learns: ClassVar[bool] = False
+    learns: bool = False
     """True when ``after_step`` changes the state: training then needs ``attachment.follow(optimizer)``."""
 
     seed: int = 0

@@ -63,7 +63,8 @@ class FeedbackAlignment(Rule):
         if isinstance(self.B, torch.Tensor):
             if self.B.shape != weight.shape:
                 raise SettingError(
-                    f"FeedbackAlignment: B must have the weight's shape {tuple(weight.shape)}; got {tuple(self.B.shape)}"
+                    f"FeedbackAlignment: B must have the weight's shape {tuple(weight.shape)}; "
+                    f"got {tuple(self.B.shape)}"
                 )
             return {"B": self.B.detach().to(weight).clone()}
         if self.init_name == "aligned":
