@@ -11,14 +11,18 @@ from torch import nn
 from lawful.attachment.base import Attachment as Attachment
 from lawful.attachment.base import attachment_of as attachment_of
 from lawful.attachment.coverage import Site, check_patterns, choose, survey
+from lawful.attachment.direct import DirectAttachment
 from lawful.attachment.swap import FeedbackLeaf, swap, unswap
 from lawful.errors import CoverageError
 from lawful.rules.backprop import Backprop
 from lawful.rules.base import Rule, generator_for
+from lawful.rules.direct_base import DirectRule
 
 
-def attach(model: nn.Module, rule: Rule | Mapping[str, Rule], *, strict: bool = True) -> Attachment:
+def attach(model: nn.Module, rule: Rule | DirectRule | Mapping[str, Rule], *, strict: bool = True) -> Attachment:
     """Train ``model`` with ``rule`` from now on: δ_{i-1} = (δ_i B_i) ⊙ σ'(h_{i-1}). In place; the code stays unedited.
+
+    A direct rule teaches every block from the output error e: δ_i = (e D_i) ⊙ σ'(h_i); it stands alone, in no mapping.
 
     Args:
         model: any module. Its forward pass stays bitwise the same.
@@ -40,6 +44,8 @@ def attach(model: nn.Module, rule: Rule | Mapping[str, Rule], *, strict: bool = 
     >>> sorted(attachment.feedback)
     ['0.weight', '2.weight']
     """
+    if isinstance(rule, DirectRule):
+        return DirectAttachment(model, rule, strict=strict)
     return LayerAttachment(model, rule, strict=strict)
 
 
@@ -114,8 +120,8 @@ class LayerAttachment(Attachment):
     def _entries(self) -> dict[str, Any]:
         return {n: [repr(r), list(getattr(*self._leaves[n]).shape)] for n, r in self.rules.items()}
 
-    def _learners(self) -> Iterator[nn.Parameter]:
-        return (getattr(*self._leaves[name]) for name, rule in self.rules.items() if rule.learns)
+    def _learners(self) -> Iterator[tuple[Rule, nn.Parameter]]:
+        return ((rule, getattr(*self._leaves[name])) for name, rule in self.rules.items() if rule.learns)
 
 
 def _initial_state(rule: Rule, site: Site) -> dict[str, torch.Tensor]:

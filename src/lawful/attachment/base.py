@@ -68,8 +68,8 @@ class Attachment(abc.ABC):
         """What identifies this attachment's rules, as JSON values."""
 
     @abc.abstractmethod
-    def _learners(self) -> Iterator[nn.Parameter]:
-        """Parameters whose steps rules that learn their feedback must see."""
+    def _learners(self) -> Iterator[tuple[Any, nn.Parameter]]:
+        """Rules that must act after optimizer steps, each with a parameter whose steps it must see."""
 
     @abc.abstractmethod
     def _act(self) -> None:
@@ -122,7 +122,7 @@ class Attachment(abc.ABC):
         del self.model.__dict__[_ATTRIBUTE]
 
     def _watch(self) -> None:
-        if any(rule.learns for rule in self.rules.values()):
+        if any(True for _ in self._learners()):
             _LEARNING.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Attachment(abc.ABC):
         return {**self.__dict__, "_followed": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._watch()
 
     def __repr__(self) -> str:
@@ -143,10 +143,10 @@ def _refuse_unfollowed(optimizer: Optimizer, *_: Any) -> None:
         if any(followed is optimizer for followed, _ in attachment._followed):
             continue
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if any(id(p) in stepped for p in attachment._learners()):
-            names = ", ".join(sorted({type(r).__name__ for r in attachment.rules.values() if r.learns}))
+        left = {type(rule).__name__ for rule, parameter in attachment._learners() if id(parameter) in stepped}
+        if left:
             raise UnfollowedRuleError(
-                f"{names} learns its feedback, but {type(optimizer).__name__} stepped without it: "
+                f"{', '.join(sorted(left))} acts after every step, but {type(optimizer).__name__} stepped without it: "
                 "call attachment.follow(optimizer) before training"
             )
 

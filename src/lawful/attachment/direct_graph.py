@@ -1,0 +1,79 @@
+"""What the autograd graph of one forward pass says about a direct rule: who teaches each parameter, and what leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of a model between two taps: it learns from the error at its root, by backpropagation inside it.
+
+    Args:
+        name: the tap, or the output module.
+        root: the tensor that receives the error.
+        inputs: what the tapped block was given.
+    """
+
+    name: str
+    root: torch.Tensor
+    inputs: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one parameter learns from: the segments whose error reaches it, and the taps that errors leak around."""
+
+    teachers: tuple[str, ...]
+    leaks: tuple[str, ...]
+
+
+def lessons(model: nn.Module, segments: Sequence[Segment]) -> Mapping[str, Lesson]:
+    """Dotted parameter name -> its lesson.
+
+    A path around the block of segment i is seen as follows: the block's output is detached, so a later root whose
+    graph still contains an operation that feeds the block's input must reach it another way, a residual connection
+    say; every parameter behind that operation then receives backpropagated error too.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    teachers: dict[str, list[str]] = {name: [] for name in names.values()}
+    leaks: dict[str, list[str]] = {name: [] for name in names.values()}
+    feeding = [_ancestors(_starts(segment.inputs)) for segment in segments]
+    for j, segment in enumerate(segments):
+        reached = _ancestors(_starts([segment.root]))
+        for name in _parameters(reached, names):
+            teachers[name].append(segment.name)
+        for i in range(j):
+            around = {node for node in reached & feeding[i] if not hasattr(node, "variable")}
+            for name in _parameters(_ancestors(around), names):
+                leaks[name].append(segments[i].name)
+    return {name: Lesson(_unique(teachers[name]), _unique(leaks[name])) for name in teachers}
+
+
+def _starts(tensors: Iterable[torch.Tensor]) -> set[Any]:
+    return {torch.autograd.graph.get_gradient_edge(t).node for t in tensors if t.requires_grad}
+
+
+def _ancestors(starts: set[Any]) -> set[Any]:
+    """Every node from which the starts were computed, themselves included."""
+    seen, stack = set(starts), list(starts)
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return seen
+
+
+def _parameters(nodes: set[Any], names: Mapping[int, str]) -> list[str]:
+    leaves = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    return [name for key, name in names.items() if key in leaves]
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
