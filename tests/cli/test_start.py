@@ -1,0 +1,32 @@
+import subprocess
+import sys
+import time
+
+
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, lawful.cli; print(sorted({'torch', 'numpy', 'scipy', 'matplotlib', 'sympy'} & set(sys.modules)))"
+    )
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_help_is_quick_and_shows_how_to_start() -> None:
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = python("-m", "lawful.cli", "--help")
+        times.append(time.perf_counter() - begin)
+        assert done.returncode == 0
+    # The best of three: the promise is about the program, not about what else this machine does.
+    assert min(times) <= 0.5
+    assert "$ lawful reproduce" in done.stdout and "Exit codes" in done.stdout
+
+
+def test_version() -> None:
+    import lawful
+
+    assert python("-m", "lawful.cli", "--version").stdout == f"lawful {lawful.__version__}\n"
