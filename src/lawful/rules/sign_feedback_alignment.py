@@ -14,8 +14,9 @@ from lawful.types import Array, State, namespace
 class SignFeedbackAlignment(Rule):
     """δ_{i-1} = m · sign(δ_i B_i) ⊙ σ'(h_{i-1}) with B_i fixed and random.
 
-    No potential: ⟨W, B⟩ belongs to an error that is linear in B. The sign forgets the size of the error, the 1/n of a batch mean and the loss scale of an AMP gradient scaler
-    included: hidden layers step by a size of order m·lr, whatever the loss.
+    No potential: ⟨W, B⟩ belongs to an error that is linear in B. The sign forgets the size of the error, the 1/n of
+    a batch mean and the loss scale of an AMP gradient scaler included: hidden layers step by a size of order m·lr,
+    whatever the loss.
 
     Args:
         seed: B is a function of (seed, dotted parameter name).
