@@ -119,14 +119,14 @@ class MeasuredRate:
     final: float
 
 
-def measured_rate(t: ArrayLike, loss: ArrayLike, *, floor: float = 0.0, noise: float = 1e-10) -> MeasuredRate:
+def measured_rate(t: ArrayLike, loss: ArrayLike, *, floor: float = 0.0, noise: float = 1e-6) -> MeasuredRate:
     """The decay rate of ‖e‖ = √(loss) (any factor of the loss drops out).
 
     Args:
         t: increasing times (T,), t[0] = 0.
         loss: losses (T,).
         floor: the part of the loss that cannot be removed, subtracted first.
-        noise: times at which ‖e‖ < noise · ‖e(0)‖ are left out, as rounding rules there.
+        noise: times at which ‖e‖ < noise · ‖e(0)‖ are left out, as the solver's tolerance rules there.
 
     Raises:
         SettingError: fewer than two times above the noise.

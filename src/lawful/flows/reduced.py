@@ -137,7 +137,7 @@ class ReducedFlow(_Reduced):
         omegas = np.zeros((self.num_hidden, self.m, self.m))
         if len(self._skew[0]):
             rows, columns = self._skew
-            omegas[:, rows, columns] = rest.reshape(self.num_hidden, -1)
+            omegas[:, rows, columns] = rest.reshape(self.num_hidden, len(rows))
             omegas[:, columns, rows] = -omegas[:, rows, columns]
         return self.span.locate(U, s, list(omegas), whole=False)
 
