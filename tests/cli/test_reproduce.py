@@ -142,7 +142,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     process = start("tiny", "--out", "run", "--set", "pause=20", cwd=tmp_path)
     wait_for(tmp_path / "run" / "stages" / "decay" / "seal.json")
     process.kill()
-    process.wait(timeout=30)
+    process.communicate(timeout=30)
     deadline = time.monotonic() + 10
     while group_lives(process.pid):
         assert time.monotonic() < deadline, "a worker outlived its parent"

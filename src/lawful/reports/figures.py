@@ -22,6 +22,9 @@ MAX_COLUMNS = 3
 LEGEND_INSIDE = 3
 """Panels with more named lines carry their legend below the axes, where it hides nothing."""
 
+CONSTANT = 1e-6
+"""A line whose relative spread is below this is drawn as the constant it is."""
+
 _MARKERS = frozenset("o.xs^v+D*")
 
 
@@ -46,18 +49,18 @@ def _draw(figure: Figure) -> Canvas:
     for axes in grid.flat[len(figure.panels) :]:
         axes.remove()
     for axes, panel in zip(grid.flat, figure.panels, strict=False):
-        _draw_panel(axes, panel)
+        _draw_panel(axes, panel, with_notes=any(panel.note for panel in figure.panels))
     return canvas
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, *, with_notes: bool) -> None:
     axes.set_xscale(panel.xscale)
     axes.set_yscale(panel.yscale)
     for index, line in enumerate(panel.lines):
         _draw_line(axes, line, color(index if line.color is None else line.color))
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
-    axes.set_title(panel.title, pad=20 if panel.note else 8)
+    axes.set_title(panel.title, pad=20 if with_notes else 8)
     if panel.note:
         axes.annotate(
             panel.note, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=8.5, alpha=0.8
@@ -117,5 +120,5 @@ def _breathe(axes: Axes, panel: Panel) -> None:
     if values.size == 0:
         return
     middle, spread = float(np.median(values)), float(np.ptp(values))
-    if middle != 0 and spread < 1e-3 * abs(middle):
+    if middle != 0 and spread < CONSTANT * abs(middle):
         axes.set_ylim(middle - 0.01 * abs(middle), middle + 0.01 * abs(middle))
