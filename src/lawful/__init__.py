@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from lawful.attachment.attachment import Attachment as Attachment
     from lawful.attachment.attachment import attach as attach
     from lawful.attachment.attachment import attachment_of as attachment_of
+    from lawful.conservation.base import Law as Law
+    from lawful.conservation.base import LawSet as LawSet
+    from lawful.conservation.derive import laws_of as laws_of
+    from lawful.ledger.ledger import Ledger as Ledger
     from lawful.rules.backprop import Backprop as Backprop
     from lawful.rules.base import Rule as Rule
     from lawful.rules.batchwise_magnitude_sign_symmetry import (
@@ -58,6 +62,10 @@ _HOME = {
     "DirectRule": "lawful.rules.direct_base",
     "rule_named": "lawful.rules.registry",
     "parse_rule": "lawful.rules.registry",
+    "laws_of": "lawful.conservation.derive",
+    "Law": "lawful.conservation.base",
+    "LawSet": "lawful.conservation.base",
+    "Ledger": "lawful.ledger.ledger",
     "LawfulError": "lawful.errors",
 }
 """Public name -> the module that defines it; imported on first use, so ``import lawful`` stays light (PEP 562)."""

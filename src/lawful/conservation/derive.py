@@ -1,0 +1,282 @@
+"""``laws_of``: every conservation law of a model under the rule attached to it, derived from one run of its code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from lawful.affine.maps import AffineMap, is_hf_conv1d
+from lawful.affine.slices import Slices
+from lawful.attachment.attachment import Attachment, attachment_of
+from lawful.conservation import elementwise, layers
+from lawful.conservation.balance import NOT_LINEAR, Relation
+from lawful.conservation.base import Law, LawSet
+from lawful.conservation.matrix import GramTerm, MatrixLaw
+from lawful.conservation.neuron import NeuronLaw, Term
+from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.trace import Trace
+from lawful.errors import AttachmentError, SettingError
+from lawful.rules.base import Rule
+
+_HANDLERS: Final = {**elementwise.TABLE, **layers.TABLE}
+_DU: Final = "Du, Hu & Lee 2018, Theorem 2.1"
+_SEED: Final = "Robertson & Koyejo 2023, Theorem 5.1, per neuron and for any potential"
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a block of known quantities stands for: the lines of one parameter, as its producer or as a consumer."""
+
+    slices: Slices
+    written: bool
+
+
+Potentials = Callable[[str], Potential]
+
+
+def potentials_of(model: nn.Module) -> Potentials:
+    """Dotted parameter name -> its potential under the attached rule; ½W² where backpropagation trains."""
+    try:
+        attachment = attachment_of(model)
+    except AttachmentError:
+        return lambda name: SQUARE
+    return lambda name: _attached(attachment, name)
+
+
+def _attached(attachment: Attachment, name: str) -> Potential:
+    rule: Rule | None = attachment.rules.get(name)
+    return SQUARE if rule is None else Potential(rule, lambda: attachment.state(name))
+
+
+def laws_of(
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: Literal["free", "softmax"] = "free",
+    force: bool = False,
+    potentials: Potentials | None = None,
+) -> LawSet:
+    """The conservation laws of a model's training, derived from one run of ``model(*args, **kwargs)``.
+
+    A site is a set of channels that some affine maps write (producers P) and some read (consumers C), with
+    homogeneous operations in between; per channel j
+
+        Σ_P ½(‖W_p[j]‖² + b_p[j]²) − k Σ_C Ψ_j(W_c) = const,
+
+    and where a group of channels stays linear a whole matrix of them.
+
+    Args:
+        model: any module, attached or not (then the rule is backpropagation).
+        args: example inputs, a tensor or a tuple; may be left out when the model starts with a linear layer or an
+            embedding. They fix the path through the code, not the laws.
+        kwargs: keyword inputs.
+        output: "softmax" when the loss does not see a common shift of the outputs (cross-entropy).
+        force: treat activations that are not homogeneous as if they were (degree 1), to see the violation.
+        potentials: parameter name -> potential, instead of the attached rule's.
+
+    Returns:
+        The laws, the reason for every weight whose output channels have none, and the unknown operations.
+
+    Raises:
+        SettingError: inputs are needed, or ``output`` is not known.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> [law.formula for law in laws_of(model).of_kind("neuron")]
+    ['½‖0.weight[j]‖² + ½‖0.bias[j]‖² − ½‖2.weight[:, j]‖²']
+    """
+    if output not in ("free", "softmax"):
+        raise SettingError(f"laws_of: output must be 'free' or 'softmax'; got {output!r}")
+    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    if not inputs and not kwargs:
+        inputs = (example_input(model),)
+    trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS)
+    outputs = follow(trace, model, inputs, dict(kwargs or {}))
+    for y in torch.utils._pytree.tree_leaves(outputs):
+        if isinstance(y, torch.Tensor):
+            trace.spoil(trace.labels(y), "it is an output")
+    trace.close(lambda slices, amap, written: _Block(slices, written))
+    potential = potentials_of(model) if potentials is None else potentials
+    theta = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    laws, covered = [], set()
+    for relation in trace.balance.solve():
+        for law in _laws(relation, potential, theta):
+            laws.append(law)
+            covered |= {block.term.slices for block, _, _ in relation.parts if isinstance(block.term, _Block)}
+    order = {name: i for i, name in enumerate(theta)}
+    laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
+    return LawSet(laws, _reasons(trace, covered), trace.unknown)
+
+
+def _forced(handlers: Mapping[str, Any]) -> dict[str, Any]:
+    as_linear = elementwise.homogeneous()
+    return {**handlers, **dict.fromkeys(elementwise.CURVED, as_linear)}
+
+
+def example_input(model: nn.Module) -> torch.Tensor:
+    """A random input for a model whose first layer says what it reads."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight
+            return torch.randn(2, module.in_features, dtype=weight.dtype, device=weight.device)
+        if isinstance(module, nn.Embedding):
+            return torch.zeros(2, 3, dtype=torch.long, device=module.weight.device)
+        if next(module.children(), None) is None and next(module.parameters(), None) is not None:
+            break
+    raise SettingError(
+        f"laws_of: cannot guess an input for {type(model).__name__}; expected args, for example "
+        "laws_of(model, torch.randn(1, 3, 32, 32))"
+    )
+
+
+# -- following the run -----------------------------------------------------------------------------------------
+
+
+def follow(trace: Trace, model: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """Run the model under the trace; its buffers and the random state come out as they went in."""
+    saved = {name: b.detach().clone() for name, b in model.named_buffers()}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_leaves_watched(trace, model))
+        stack.enter_context(trace)
+        outputs = model(*args, **kwargs)
+    with torch.no_grad():
+        for name, b in model.named_buffers():
+            b.copy_(saved[name])
+    return outputs
+
+
+def _handler(module: nn.Module) -> layers.ModuleHandler | None:
+    if is_hf_conv1d(module):
+        return layers.HF_CONV1D
+    for cls, handler in layers.MODULES.items():
+        ours = type(module).__module__.startswith("lawful.attachment")
+        if isinstance(module, cls) and (ours or type(module).forward is _stock(type(module), cls).forward):
+            return handler
+    return None
+
+
+def _stock(cls: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+    """The torch class that ``cls`` is or extends."""
+    return next((c for c in cls.__mro__ if c.__module__.startswith("torch.nn")), base)
+
+
+@contextmanager
+def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
+    handles = []
+    for name, module in model.named_modules():
+        handler = _handler(module)
+        handles.append(module.register_forward_pre_hook(_enter(trace, name, handler), with_kwargs=True))
+        if handler is not None:
+            handles.append(module.register_forward_hook(_leave(trace, name, handler), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        trace.where = name
+        if handler is not None:
+            trace.paused += 1
+
+    return hook
+
+
+def _leave(trace: Trace, name: str, handler: layers.ModuleHandler) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        trace.where = name
+        handler(trace, module, args, kwargs, output)
+        trace.paused -= 1
+
+    return hook
+
+
+# -- from relations to laws --------------------------------------------------------------------------------------
+
+
+def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.Tensor]) -> Iterator[Law]:
+    real = [(b.term, c, b.channel, m) for b, c, m in relation.parts if isinstance(b.term, _Block)]
+    real.sort(key=lambda part: not part[0].written)
+    limit = len(real) < len(relation.parts)
+    written = [part for part in real if part[0].written]
+    if not written:
+        return
+    sign = 1 if written[0][1] > 0 else -1
+    size = len(relation.groups)
+    name, channels = _site([part[0] for part in written]), written[0][3]
+    terms, own = [], [SQUARE if b.written else potential(b.slices.parameter) for b, _, _, _ in real]
+    for (block, c, channel, members), psi in zip(real, own, strict=True):
+        terms.append(Term(block.slices, psi, float(c) * sign, _placed(channel, members), size))
+    source = _DU if all(psi is SQUARE for psi in own) else _SEED
+    note = "exact as eps → 0" if limit else ""
+    names = [f"{name} · neuron {j}" for j in channels.tolist()]
+    yield NeuronLaw(name, terms, source, names, kind="scale" if limit else "neuron", note=note)
+    if limit or any(abs(c) != 1 for _, c, _, _ in real):
+        return
+    slopes = [psi.slope(theta[b.slices.parameter].double()) for (b, _, _, _), psi in zip(real, own, strict=True)]
+    if None not in slopes:
+        yield from _matrix(name, relation, real, own, slopes, sign, source)
+
+
+def _placed(channel: np.ndarray, members: np.ndarray) -> torch.Tensor:
+    """Line -> position among the members of a relation, −1 for the lines of others."""
+    position = np.full(int(max(channel.max(), members.max())) + 2, -1)
+    position[members] = np.arange(len(members))
+    return torch.from_numpy(position[channel])
+
+
+def _matrix(
+    name: str,
+    relation: Relation,
+    real: Sequence[tuple[_Block, Any, np.ndarray, np.ndarray]],
+    own: Sequence[Potential],
+    slopes: Sequence[int | None],
+    sign: int,
+    source: str,
+) -> Iterator[Law]:
+    labels = relation.groups
+    groups = [np.nonzero(labels == g)[0] for g in np.unique(labels[labels != NOT_LINEAR])]
+    for size in sorted({len(g) for g in groups if len(g) > 1}):
+        chosen = np.stack([g for g in groups if len(g) == size])
+        terms = []
+        for (block, c, channel, members), psi, slope in zip(real, own, slopes, strict=True):
+            place = _placed(channel, members).numpy()
+            lines = [np.nonzero(place == j)[0] for j in chosen.reshape(-1)]
+            if len({len(line) for line in lines}) > 1:
+                return
+            index = torch.from_numpy(np.stack(lines).reshape(*chosen.shape, -1))
+            terms.append(GramTerm(block.slices, psi, slope or 0, float(c) * sign, index))
+        numbers = next(members for (block, _, _, members) in real if block.written)
+        yield MatrixLaw(name, terms, source, [[str(numbers[j]) for j in group] for group in chosen])
+
+
+def _module_name(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _site(written: Sequence[_Block]) -> str:
+    modules = list(dict.fromkeys(_module_name(block.slices.parameter) for block in written))
+    return " + ".join(modules) if len(modules) <= 3 else f"{modules[0]} + … + {modules[-1]} ({len(modules)} writers)"
+
+
+def _reasons(trace: Trace, covered: set[Slices]) -> dict[str, str]:
+    """Why the channels of a writer have no law."""
+    found = {}
+    for amap, uses in trace.writers.items():
+        if covered.isdisjoint(amap.slices):
+            why = trace.balance.reasons_near(np.concatenate(uses)) or ["its weight is tied to another layer's"]
+            found[amap.slices[0].parameter] = "; ".join(why[:3])
+    return found
+
+
+__all__ = ["AffineMap", "follow", "laws_of", "potentials_of"]

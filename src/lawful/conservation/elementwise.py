@@ -1,0 +1,305 @@
+"""What elementwise operations, reshapes, poolings and reductions do to channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lawful.conservation.balance import NOT_LINEAR, Ids
+from lawful.conservation.trace import NONE, ZERO, Handler, Trace
+
+
+def _first(args: tuple, kwargs: dict) -> Any:
+    return args[0] if args else next(kwargs[name] for name in ("input", "self") if name in kwargs)
+
+
+def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
+    """Y = σ(x) elementwise with σ(cx) = c^k σ(x) for c > 0: ⟨δ_x, x⟩ = k⟨δ_y, y⟩."""
+
+    def handle(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+        labels = trace.labels(_first(args, kwargs))
+        trace.label(out, None if labels is None else trace.passes(labels, degree, 0 if linear else None))
+
+    return handle
+
+
+def dropout(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """A mask times a constant; the identity in eval mode."""
+    homogeneous(linear=not kwargs.get("training", True))(trace, func, args, kwargs, out)
+
+
+def curved(what: str) -> Handler:
+    """An activation that is not homogeneous: no law passes it."""
+
+    def handle(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+        trace.spoil(trace.labels(_first(args, kwargs)), f"{what} is not homogeneous")
+        for y in tree_leaves(out):
+            trace.label(y, None)
+
+    return handle
+
+
+def softmax(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Not homogeneous, but blind to a shift along its axis."""
+    curved("softmax")(trace, func, args, kwargs, out)
+
+
+def power(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """x^k for a number k."""
+    exponent = args[1] if len(args) > 1 else kwargs["exponent"]
+    if isinstance(exponent, (int, float)) and isinstance(args[0], torch.Tensor):
+        homogeneous(exponent)(trace, func, args, kwargs, out)
+    else:
+        curved("a power with a tensor")(trace, func, args, kwargs, out)
+
+
+def structural(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Reshapes, slices, joins: the labels go the same way as the elements."""
+    present = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    found = {id(x): trace.labels(x) for x in present if x.is_floating_point()}
+    if all(labels is None for labels in found.values()):
+        for y in tree_leaves(out):
+            if isinstance(y, torch.Tensor):
+                trace.label(y, None)
+        return
+
+    def swap(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or id(x) not in found:
+            return x
+        labels = found[id(x)]
+        return torch.full(x.shape, NONE) if labels is None else labels
+
+    moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
+    for y, labels in zip(tree_leaves(out), tree_leaves(moved), strict=True):
+        trace.label(y, labels)
+
+
+def same(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Casts and copies: the same channels."""
+    trace.label(out, trace.labels(_first(args, kwargs)))
+
+
+def cut(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """No error returns through it: E gets nothing."""
+    for y in tree_leaves(out):
+        if isinstance(y, torch.Tensor):
+            trace.label(y, None)
+
+
+def zeros(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Known to be zero, so it adds to nothing."""
+    trace.label(out, torch.full(out.shape, ZERO))
+
+
+def pad(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Zero, reflect, replicate, circular padding keep a law; a constant other than zero ends it."""
+    x = _first(args, kwargs)
+    labels = trace.labels(x)
+    width = args[1] if len(args) > 1 else kwargs["pad"]
+    mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
+    value = args[3] if len(args) > 3 else kwargs.get("value")
+    if labels is None:
+        trace.label(out, None)
+        return
+    if mode == "constant":
+        if value:
+            trace.spoil(labels, f"padding with the constant {value}")
+        trace.label(out, F.pad(labels.double(), width, value=NONE if value else ZERO).long())
+    else:
+        trace.label(out, F.pad(labels.double(), width, mode=mode).long())
+
+
+def pooling(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Max, average, adaptive pooling and resizing: homogeneous, channel by channel (axis 1 of a batch)."""
+    x = _first(args, kwargs)
+    labels = trace.labels(x)
+    result = out[0] if isinstance(out, tuple) else out
+    if labels is None:
+        trace.label(result, None)
+        return
+    axis = 1
+    line = trace.lines(labels, axis, x.shape[axis], f"{func.__name__} mixes channels")
+    shape = [1] * result.dim()
+    shape[axis] = len(line)
+    key = 0 if "avg" in func.__name__ else None
+    trace.label(result, trace.passes(torch.from_numpy(line), 1, key).reshape(shape).expand(result.shape))
+
+
+def reduction(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Sum, mean, max, min over positions: homogeneous where the channel does not change along the axes."""
+    x = _first(args, kwargs)
+    labels = trace.labels(x)
+    result = out if isinstance(out, torch.Tensor) else out[0]
+    dims = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    if labels is None:
+        trace.label(result, None)
+        return
+    dims = tuple(range(x.dim())) if dims is None else (dims,) if isinstance(dims, int) else tuple(dims)
+    top, bottom = labels.amax(dims, keepdim=True), labels.masked_fill(labels == ZERO, labels.max()).amin(dims, True)
+    if not bool((top == bottom).all()):
+        trace.spoil(labels, f"{func.__name__} over channels")
+        trace.label(result, None)
+        return
+    key = 0 if func.__name__ in ("sum", "mean") else None
+    trace.label(result, trace.passes(top, 1, key).reshape(result.shape))
+
+
+def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndarray, torch.Tensor]:
+    """The distinct tuples of labels over the elements, and which tuple each element has."""
+    flat = torch.stack([l.expand(shape).reshape(-1) for l in labels], dim=1)
+    code, base = torch.zeros(len(flat), dtype=torch.int64), int(flat.max()) + 3
+    for column in flat.unbind(1):
+        code = torch.unique(code * base + column + 2, return_inverse=True)[1]
+    first = np.unique(code.numpy(), return_index=True)[1]
+    return flat[torch.from_numpy(first)].numpy(), code.reshape(shape)
+
+
+def addition(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """A + a', also a − a', max(a, a'), where(m, a, a'): jointly homogeneous, so the two amounts add up to E of the sum."""
+    operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
+    if "other" in kwargs:
+        operands.append(kwargs["other"])
+    linear = func.__name__.strip("_r") in ("add", "sub", "iadd", "isub")
+    parameters = {i: trace.names[id(x)] for i, x in enumerate(operands) if id(x) in trace.names}
+    labels = [trace.full(x, out.shape) for x in operands]
+    if all(bool((l < 0).all()) for l in labels):
+        trace.label(out, None)
+        return
+    classes, place = _classes(labels, out.shape)
+    ids = np.full(len(classes), NONE)
+    ids[(classes == ZERO).all(1)] = ZERO
+    live = (classes >= 0).any(1)
+    ids[live] = trace.balance.fresh(int(live.sum()), activation=True)
+    unknown = (classes == NONE).any(1)
+    entries: list[tuple[Ids, Ids, float]] = []
+    for i, column in enumerate(classes.T):
+        reads = (column >= 0) & live
+        amounts = trace.balance.fresh(int(reads.sum()))
+        trace.balance.read(column[reads], amounts, 1, 0 if linear else NOT_LINEAR)
+        trace.balance.link(amounts, ids[reads])
+        entries.append((np.nonzero(reads)[0], amounts, 1))
+        if i in parameters:
+            sourced = trace.source(parameters[i], operands[i], place, len(classes))
+            at = np.nonzero((column == NONE) & live & (sourced >= 0))[0]
+            entries.append((at, sourced[at], 1))
+            known = np.zeros(len(classes), dtype=bool)
+            known[at] = True
+            others = np.delete(classes, i, axis=1)
+            unknown &= ~(known & (others != NONE).all(1))
+    entries.append((np.nonzero(live)[0], ids[live], -1))
+    trace.spoil(
+        torch.from_numpy(ids[unknown & live]) if unknown.any() else None, "an input that is no channel is added"
+    )
+    keep = live & ~unknown
+    number = np.cumsum(keep) - 1
+    entries = [(number[at[keep[at]]], var[keep[at]], c) for at, var, c in entries]
+    trace.balance.equate(int(keep.sum()), entries)
+    if (unknown & live).any():
+        column_max = classes[unknown & live].max(1)
+        trace.spoil(torch.from_numpy(column_max), "an input that is no channel is added to it")
+    trace.label(out, torch.from_numpy(ids)[place])
+
+
+def product(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """Y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
+    operands = [*args[:2], *([kwargs["other"]] if "other" in kwargs else [])]
+    labels = [
+        trace.full(x, out.shape) if isinstance(x, torch.Tensor) else torch.full(out.shape, NONE) for x in operands
+    ]
+    parameters = {i: trace.names[id(x)] for i, x in enumerate(operands) if id(x) in trace.names}
+    if all(bool((l < 0).all()) for l in labels):
+        trace.label(out, None)
+        return
+    uniform = sum(isinstance(x, torch.Tensor) and x.numel() > 1 for x in operands) == 1
+    classes, place = _classes(labels, out.shape)
+    ids = np.full(len(classes), NONE)
+    ids[(classes == ZERO).any(1)] = ZERO
+    live = (classes >= 0).any(1) & (classes != ZERO).all(1)
+    ids[live] = trace.balance.fresh(int(live.sum()), activation=True)
+    for i, column in enumerate(classes.T):
+        reads = (column >= 0) & live
+        trace.balance.read(column[reads], ids[reads], 1, 0 if uniform else NOT_LINEAR)
+        if i in parameters:
+            sourced = trace.source(parameters[i], operands[i], place, len(classes))
+            at = np.nonzero(live & (sourced >= 0))[0]
+            trace.balance.equate(len(at), [(np.arange(len(at)), ids[at], 1), (np.arange(len(at)), sourced[at], -1)])
+    trace.label(out, torch.from_numpy(ids)[place])
+
+
+def masked(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """masked_fill: a mask where the fill is 0, a constant written over the channel otherwise."""
+    fill = args[2] if len(args) > 2 else kwargs["value"]
+    if isinstance(fill, torch.Tensor) or fill != 0:
+        curved(f"masked_fill with {fill}")(trace, func, args, kwargs, out)
+    else:
+        homogeneous()(trace, func, args, kwargs, out)
+
+
+def quotient(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    """A / c: linear in a; in the denominator the degree is −1."""
+    top, bottom = args[0], args[1] if len(args) > 1 else kwargs["other"]
+    if func.__name__.startswith("__r"):
+        top, bottom = bottom, top
+    trace.spoil(trace.labels(bottom), "a division by it")
+    labels = trace.labels(top)
+    uniform = not isinstance(bottom, torch.Tensor) or bottom.numel() == 1
+    trace.label(out, None if labels is None else trace.passes(labels.expand(out.shape), 1, 0 if uniform else None))
+
+
+_LINEAR = "neg negative clone contiguous"
+_HOMOGENEOUS = "relu leaky_relu rrelu abs absolute prelu tril triu"
+_DROPOUT = "dropout dropout1d dropout2d dropout3d feature_dropout"
+CURVED = {
+    "gelu": "GELU", "silu": "SiLU", "tanh": "tanh", "sigmoid": "sigmoid", "elu": "ELU", "selu": "SELU", "celu": "CELU",
+    "softplus": "softplus", "mish": "Mish", "hardswish": "Hardswish", "hardsigmoid": "Hardsigmoid", "relu6": "ReLU6",
+    "hardtanh": "Hardtanh", "logsigmoid": "LogSigmoid", "softsign": "softsign", "tanhshrink": "tanhshrink", "exp": "exp",
+    "log": "log", "sin": "sin", "cos": "cos", "erf": "erf", "clamp": "clamp", "hardshrink": "hardshrink", "log1p": "log1p",
+    "softshrink": "softshrink", "threshold": "threshold", "alpha_dropout": "alpha dropout", "logsumexp": "logsumexp",
+    "feature_alpha_dropout": "alpha dropout", "log_softmax": "log-softmax", "glu": "GLU", "rsqrt": "rsqrt", "norm": "norm",
+}  # fmt: skip
+_STRUCTURAL = (
+    "view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t unsqueeze squeeze expand "
+    "expand_as chunk split tensor_split unbind __getitem__ select narrow cat concat concatenate stack hstack vstack flip "
+    "roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to ravel "
+    "split_with_sizes unfold rot90 diagonal"
+)
+_PROPERTIES = "get T,get mT"
+_SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad"
+_CUT = (
+    "detach argmax argmin eq ne lt gt le ge sign isnan isinf arange full ones ones_like tensor randn rand randint empty "
+    "as_tensor linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like empty_like new_full "
+    "new_ones new_empty new_tensor logical_not logical_and logical_or bitwise_not bitwise_and any all"
+)
+_POOLING = [
+    f"{kind}{n}d"
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+    for n in (1, 2, 3)
+]
+
+TABLE: Final[dict[str, Handler]] = {
+    **dict.fromkeys(_LINEAR.split(), homogeneous(linear=True)),
+    **dict.fromkeys(_HOMOGENEOUS.split(), homogeneous()),
+    **dict.fromkeys(_DROPOUT.split(), dropout),
+    **{name: curved(what) for name, what in CURVED.items()},
+    "softmax": softmax,
+    "square": homogeneous(2),
+    "sqrt": homogeneous(0.5),
+    "pow": power,
+    **dict.fromkeys([*_STRUCTURAL.split(), *_PROPERTIES.split(",")], structural),
+    **dict.fromkeys(_SAME.split(), same),
+    **dict.fromkeys(_CUT.split(), cut),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), zeros),
+    "masked_fill": masked,
+    "pad": pad,
+    **dict.fromkeys([*_POOLING, *(f"{p}_with_indices" for p in _POOLING), "interpolate", "upsample"], pooling),
+    **dict.fromkeys(("sum", "mean", "max", "min", "amax", "amin"), reduction),
+    **dict.fromkeys(("add", "sub", "subtract", "iadd", "isub", "maximum", "minimum", "where"), addition),
+    **dict.fromkeys(("mul", "multiply", "imul"), product),
+    **dict.fromkeys(("div", "divide", "truediv", "true_divide", "itruediv"), quotient),
+}
+"""Function name -> what it does to channels."""

@@ -1,0 +1,96 @@
+"""The feedback potential Ψ of one weight: its value, its gradient B, and its exact Bregman divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+
+from lawful.errors import NoLawError
+from lawful.rules.backprop import Backprop
+from lawful.rules.base import Rule
+from lawful.rules.feedback_alignment import FeedbackAlignment
+from lawful.types import State
+
+
+def _half_square(potential: Potential, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    return delta * delta / 2
+
+
+def _zero(potential: Potential, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(delta)
+
+
+BREGMAN: Final[dict[type[Rule], Callable[[Potential, torch.Tensor, torch.Tensor], torch.Tensor]]] = {
+    Backprop: _half_square,
+    FeedbackAlignment: _zero,
+}
+"""Closed forms of D_Ψ(W + Δ, W); other rules go through :func:`bregman`, which a test holds these against."""
+
+
+def _stateless() -> State:
+    return {}
+
+
+class Potential:
+    """Ψ, and B = ∇Ψ, of one weight under one rule; the rule's state is read live.
+
+    Args:
+        rule: the weight's rule.
+        state: returns the rule's state of this weight as it is now.
+    """
+
+    def __init__(self, rule: Rule, state: Callable[[], State] = _stateless) -> None:
+        self.rule = rule
+        self.state = state
+
+    def _state(self, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return {key: t.to(weight) if t.is_floating_point() else t for key, t in self.state().items()}
+
+    def value(self, weight: torch.Tensor) -> torch.Tensor:
+        """Ψ per element."""
+        psi = self.rule.potential(weight, self._state(weight))
+        if psi is None:
+            raise NoLawError(f"{self.rule!r} has no feedback potential, so q is not defined; its rate is")
+        return psi
+
+    def feedback(self, weight: torch.Tensor) -> torch.Tensor:
+        """B."""
+        return self.rule.feedback(weight, self._state(weight))
+
+    def bregman(self, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """D_Ψ(W + Δ, W) = Ψ(W + Δ) − Ψ(W) − ⟨B, Δ⟩ per element, without cancellation."""
+        return BREGMAN.get(type(self.rule), bregman)(self, weight, delta)
+
+    def slope(self, weight: torch.Tensor) -> int | None:
+        """∂B/∂W where it is one number, 0 or 1, for every element: B = slope · W + const. None otherwise.
+
+        Matrix laws need it: only then is BᵀẆ + ẆᵀB the rate of something. Found by moving W: by a step that
+        turns every sign, so sign rules are told apart.
+        """
+        generator = torch.Generator().manual_seed(0)
+        step = -weight * (2 + torch.rand(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device))
+        jump = self.feedback(weight + step) - self.feedback(weight)
+        if not bool(jump.any()):
+            return 0
+        tolerance = 64 * torch.finfo(weight.dtype).eps * (step.abs().max() + self.feedback(weight).abs().max())
+        return 1 if bool(((jump - step).abs() <= tolerance).all()) else None
+
+
+def bregman(potential: Potential, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """D_Ψ for any potential: the trapezoid ½ΔB·Δ where it is exact (Ψ quadratic along the step), else the definition.
+
+    Where the two agree to rounding, the trapezoid is the more accurate number.
+    """
+    moved = weight + delta
+    before, after = potential.value(weight), potential.value(moved)
+    feedback = potential.feedback(weight)
+    trapezoid = (potential.feedback(moved) - feedback) * delta / 2
+    direct = after - before - feedback * delta
+    rounding = 8 * torch.finfo(weight.dtype).eps * (after.abs() + before.abs() + (feedback * delta).abs())
+    return torch.where((direct - trapezoid).abs() <= rounding, trapezoid, direct)
+
+
+SQUARE: Final = Potential(Backprop())
+"""½W²: what a producer's own weight contributes under every rule."""

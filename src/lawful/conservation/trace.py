@@ -1,0 +1,303 @@
+"""Runs a model once and follows every channel: which tensor elements belong to which channel, and who reads them.
+
+Each tensor of the run carries labels: an integer tensor of its own shape whose entries name the channel (a variable of
+the :class:`~lawful.conservation.balance.Balance`) that an element belongs to. Reshaping, slicing, concatenating a
+tensor does the same to its labels, so flatten blocks, heads, chunks and residual streams need no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from lawful.affine.maps import AffineMap
+from lawful.affine.slices import Slices
+from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known
+
+NONE = -1
+"""Label of an element of no channel: its E is not followed."""
+ZERO = -2
+"""Label of an element that is always zero (padding): it belongs to any channel."""
+
+Handler = Callable[["Trace", Callable[..., Any], tuple, dict, Any], None]
+
+
+class Trace(TorchFunctionMode):
+    """The run being followed. Enter it, call the model, leave it, then :meth:`close`.
+
+    Args:
+        model: its parameters get their names from here.
+        handlers: function name -> what the function does to channels.
+    """
+
+    def __init__(self, model: nn.Module, handlers: Mapping[str, Handler]) -> None:
+        super().__init__()
+        self.balance = Balance()
+        self.handlers = handlers
+        self.names: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(parameter), name)
+        self.unknown: list[str] = []
+        self.where = ""
+        self.shifts: list[tuple[str, torch.Tensor, int]] = []
+        self.norms: list[tuple[str, Ids]] = []
+        self.writers: dict[AffineMap, list[Ids]] = {}
+        self.readers: dict[AffineMap, list[tuple[Ids, Ids]]] = {}
+        self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
+        self._labels: dict[int, torch.Tensor | None] = {}
+        self._alive: list[object] = []
+        self._nodes: dict[object, torch.Tensor | None] = {}
+        self.paused = 0
+
+    # -- labels of tensors ---------------------------------------------------------------------------------------
+
+    def label(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
+        """Give a tensor its labels; None says that it is known and has no channels."""
+        self._labels[id(tensor)] = labels
+        self._alive.append(tensor)
+        if tensor.grad_fn is not None:
+            self._nodes[tensor.grad_fn] = labels
+
+    def labels(self, x: object) -> torch.Tensor | None:
+        """The labels of an operand, or None."""
+        if not isinstance(x, torch.Tensor):
+            return None
+        if id(x) not in self._labels:
+            self._foreign(x)
+        return self._labels[id(x)]
+
+    def full(self, x: torch.Tensor | float, shape: torch.Size) -> torch.Tensor:
+        """Labels broadcast to a shape; NONE where there are none, ZERO for the number 0."""
+        found = self.labels(x)
+        if found is None:
+            zero = not isinstance(x, torch.Tensor) and x == 0
+            return torch.full((), ZERO if zero else NONE).expand(shape)
+        return found.expand(shape)
+
+    def _foreign(self, tensor: torch.Tensor) -> None:
+        """A tensor that no followed operation made: a custom autograd Function hides what it read."""
+        front, seen = [tensor.grad_fn], set()
+        while front:
+            node = front.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in self._nodes:
+                self.spoil(self._nodes[node], f"{tensor.grad_fn.name() if tensor.grad_fn else '?'} is unknown")
+                continue
+            front += [child for child, _ in node.next_functions]
+        if tensor.grad_fn is not None:
+            self.note_unknown(tensor.grad_fn.name())
+        self.label(tensor, None)
+
+    # -- what operations do --------------------------------------------------------------------------------------
+
+    def spoil(self, labels: torch.Tensor | None, reason: str) -> None:
+        """An unknown amount leaves these channels."""
+        if labels is not None:
+            ids = torch.unique(labels).numpy()
+            self.balance.spoil(ids[ids >= 0], reason)
+
+    def note_unknown(self, what: str) -> None:
+        """An operation is not in the tables."""
+        entry = f"{what} in {self.where}" if self.where else what
+        if entry not in self.unknown:
+            self.unknown.append(entry)
+
+    def passes(self, labels: torch.Tensor, degree: float = 1, key: int | None = 0) -> torch.Tensor:
+        """Channels of y = σ(x), homogeneous of ``degree``, elementwise or mixing positions: new ones, same places.
+
+        ``key`` None: σ treats channels differently, so it ends linear groups.
+        """
+        old, place = torch.unique(labels, return_inverse=True)
+        alive = (old >= 0).numpy()
+        new = old.clone()
+        ids = self.balance.fresh(int(alive.sum()), activation=True)
+        new[torch.from_numpy(alive)] = torch.from_numpy(ids)
+        source = old.numpy()[alive]
+        self.balance.read(source, ids, degree, NOT_LINEAR if key is None else key)
+        return new[place]
+
+    def passes_by(self, labels: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """:meth:`passes` of a linear mixture of positions, with the linear group of every element given."""
+        old, first, place = np.unique(labels.numpy(), return_index=True, return_inverse=True)
+        alive = old >= 0
+        ids = self.balance.fresh(int(alive.sum()), activation=True)
+        self.balance.read(old[alive], ids, 1, keys.reshape(-1).numpy()[first[alive]])
+        new = old.copy()
+        new[alive] = ids
+        return torch.from_numpy(new[place.reshape(labels.shape)])
+
+    def blind(self, norm: str, line: Ids, x: torch.Tensor, axis: int) -> None:
+        """A norm reads these channels and cannot see their scale (nor, if centred, their shift)."""
+        self.norms.append((norm, line))
+        if norm == "batch norm":
+            ids = line[line >= 0]
+            amounts = self.balance.fresh(len(ids), known=Known(None, np.arange(len(ids))))
+            self.balance.read(ids, amounts, 1, NOT_LINEAR)
+
+    def lines(self, labels: torch.Tensor | None, axis: int, size: int, reason: str) -> Ids:
+        """The channel of each index of an axis, (size,); NONE where an index holds several, and those are spoiled."""
+        if labels is None:
+            return np.full(size, NONE)
+        rows = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+        top = rows.max(dim=1, keepdim=True).values
+        pure = ((rows == top) | (rows == ZERO)).all(dim=1)
+        self.spoil(rows[~pure], reason)
+        return torch.where(pure, top[:, 0], torch.tensor(NONE)).numpy()
+
+    def affine(self, amap: AffineMap, x: Any, axis: int, out: torch.Tensor, out_axis: int) -> None:
+        """``out = W x + b``: reads the channels of x along ``axis``, writes new ones along ``out_axis``."""
+        into = self.labels(x) if isinstance(x, torch.Tensor) else None
+        self.read_lines(amap, into, axis)
+        ids = self.write(amap)
+        self.label_axis(out, ids, out_axis)
+
+    def read_lines(self, amap: AffineMap, labels: torch.Tensor | None, axis: int) -> None:
+        """The consumer side of an affine map."""
+        if amap.into is None or labels is None:
+            return
+        if labels.shape[axis] != amap.into.count:
+            self.spoil(labels, f"{amap.into.parameter} reads it in a way that is not followed")
+            return
+        line = self.lines(labels, axis, amap.into.count, f"{amap.into.parameter} mixes positions of it")
+        channels, number = np.unique(line, return_inverse=True)
+        alive = channels >= 0
+        amounts = self.balance.fresh(int(alive.sum()))
+        number = number - int((~alive).sum())  # lines of no channel become negative
+        keys = np.zeros(len(amounts), dtype=np.int64)
+        if amap.groups > 1:
+            group = np.arange(len(line)) * amap.groups // len(line)
+            for g in range(amap.groups):
+                keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
+        self.balance.read(channels[alive], amounts, 1, keys)
+        self.readers.setdefault(amap, []).append((np.maximum(number, NONE), amounts))
+
+    def source(self, name: str, parameter: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
+        """A bare parameter is an operand: the amount it contributes to each class of elements; NONE where unknown.
+
+        An element that reaches several classes contributes to none of them in a known way.
+        """
+        element = torch.arange(parameter.numel()).reshape(parameter.shape).expand(place.shape).reshape(-1)
+        of = place.reshape(-1)
+        low = torch.full((parameter.numel(),), classes).scatter_reduce(0, element, of, "amin")
+        high = torch.full((parameter.numel(),), NONE).scatter_reduce(0, element, of, "amax")
+        pure = (low == high).numpy()
+        impure = np.unique(of[torch.from_numpy(~pure)[element]].numpy())
+        classed = np.where(pure & ~np.isin(high.numpy(), impure), high.numpy(), NONE)
+        used, number = np.unique(classed, return_inverse=True)
+        number = number - int((used < 0).sum())
+        used = used[used >= 0]
+        amounts = self.balance.fresh(len(used))
+        self.sources.setdefault(name, []).append((number, amounts))
+        found = np.full(classes, NONE)
+        found[used] = amounts
+        return found
+
+    def write(self, amap: AffineMap) -> Ids:
+        """The producer side of an affine map: its new channels."""
+        ids = self.balance.fresh(amap.channels, activation=True)
+        self.writers.setdefault(amap, []).append(ids)
+        return ids
+
+    def label_axis(self, out: torch.Tensor, ids: Ids, axis: int) -> None:
+        """Name the channels along one axis of a tensor."""
+        shape = [1] * out.dim()
+        shape[axis] = len(ids)
+        self.label(out, torch.from_numpy(ids).reshape(shape).expand(out.shape))
+
+    # -- the mode ------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        name = _name(func)
+        before = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        for x in before:
+            self.labels(x)  # a tensor from nowhere is noticed before it is overwritten
+        held = {id(x): self._labels[id(x)] for x in before}
+        out = func(*args, **kwargs)
+        handler = self.handlers.get(name)
+        self.paused += 1
+        try:
+            if handler is not None:
+                handler(self, func, args, kwargs, out)
+            elif any(isinstance(y, torch.Tensor) for y in tree_leaves(out)):
+                self._unhandled(name, [labels for labels in held.values() if labels is not None], out)
+        finally:
+            self.paused -= 1
+        return out
+
+    def _unhandled(self, name: str, read: Sequence[torch.Tensor], out: Any) -> None:
+        for labels in read:
+            self.spoil(labels, f"{name} is unknown")
+        if any(bool((labels >= 0).any()) for labels in read):
+            self.note_unknown(name)
+        for y in tree_leaves(out):
+            if isinstance(y, torch.Tensor):
+                self.label(y, None)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self, known: Callable[[Slices, AffineMap, bool], object]) -> None:
+        """Tie what was written and read to the weights.
+
+        Args:
+            known: (lines, map, written?) -> what a block of known quantities stands for.
+        """
+        maps = dict.fromkeys([*self.writers, *self.readers])
+        tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
+        for amap, uses in self.writers.items():
+            if amap not in tied:
+                self._tie_writer(amap, uses, known)
+        for amap, uses in self.readers.items():
+            assert amap.into is not None
+            same = all(np.array_equal(uses[0][0], line) for line, _ in uses)
+            if amap not in tied and same:
+                line, amounts = uses[0]
+                block = Known(known(amap.into, amap, False), line)
+                total = self.balance.fresh(len(amounts), known=block)
+                self._sum_of([a for _, a in uses], [total])
+        taken = {s.parameter for amap in maps for s in amap.slices}
+        for name, uses in self.sources.items():
+            line, amounts = uses[0]
+            if name not in taken and all(np.array_equal(line, other) for other, _ in uses):
+                lines = Slices(name, (len(line),), (0,))
+                block = Known(known(lines, AffineMap(lines, None), True), line)
+                self._sum_of([a for _, a in uses], [self.balance.fresh(len(amounts), known=block)])
+
+    def _tie_writer(self, amap: AffineMap, uses: list[Ids], known: Callable[..., object]) -> None:
+        totals = [
+            self.balance.fresh(amap.channels, known=Known(known(s, amap, True), np.arange(amap.channels)))
+            for s in amap.slices
+        ]
+        self._sum_of(uses, totals, amap.groups)
+
+    def _sum_of(self, uses: Sequence[Ids], totals: Sequence[Ids], groups: int = 1) -> None:
+        at = np.arange(len(totals[0]))
+        key = 0 if groups == 1 else at * groups // len(at) + 1
+        self.balance.equate(len(at), [*((at, ids, 1) for ids in uses), *((at, ids, -1) for ids in totals)], key)
+
+
+def _share(a: AffineMap, b: AffineMap) -> bool:
+    return any(s.overlaps(t) for s in a.slices for t in b.slices)
+
+
+def _name(func: Any) -> str:
+    """``add`` for ``+``, ``torch.add``, ``Tensor.add_`` and ``__radd__``; "get T" for a property."""
+    if func.__name__ == "__get__":
+        return f"get {func.__self__.__name__}"
+    if func.__name__ == "__getitem__":
+        return func.__name__
+    bare = func.__name__.strip("_")
+    return bare[1:] if func.__name__.startswith("__r") and bare[1:] in _REFLECTED else bare
+
+
+_REFLECTED = {"add", "sub", "mul", "div", "truediv", "pow", "matmul"}

@@ -1,0 +1,1 @@
+"""Laws watched during training: every change of q under its cause."""
