@@ -21,7 +21,8 @@ D, N, FULL_UP_TO = 20, 15, 1_000
 def main() -> None:
     print(f"Two-layer linear net under feedback alignment, d = {D}, n = {N}, flow to t = 5 by dop853, rtol 1e-10")
     print(
-        f"{'width':>9} {'draw s':>7} {'Gram s':>7} {'solve s':>8} {'total s':>8} {'loss':>9} {'full s':>7} {'difference':>11}"
+        f"{'width':>9} {'draw s':>7} {'Gram s':>7} {'solve s':>8} {'total s':>8} {'loss':>9} {'full s':>7} "
+        f"{'difference':>11}"
     )
     rng = np.random.default_rng(0)
     X = rng.standard_normal((N, D))

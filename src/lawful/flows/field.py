@@ -81,6 +81,8 @@ class Field:
         self.theta0 = network.theta()
         self.num_evaluations = 0
         self._sigmas = network.sigmas
+        plain = type(rule).transport is Rule.transport
+        self._short = network.linear and plain and targets.shape[1] < len(inputs)
         self._h = [np.empty((len(inputs), width)) for width in network.widths[1:]]
         self._a: list[Floats] = [inputs, *(np.empty(0) for _ in network.weights[1:])]
 
@@ -101,6 +103,9 @@ class Field:
         weights, biases = self.network.unpack(theta)
         theta_dot = np.empty_like(theta)
         dW, db = self.network.unpack(theta_dot)
+        if self._short:
+            self._linear(weights, biases, dW, db)
+            return theta_dot
         delta = self._run(weights, biases)
         delta -= self.Y
         delta *= -self.kappa
@@ -113,6 +118,36 @@ class Field:
                 if self.network.activations[i - 1] != "linear":
                     delta *= self._sigmas[i - 1].slope(self._h[i - 1])
         return theta_dot
+
+    def _linear(
+        self, weights: list[Floats], biases: list[Floats] | None, dW: list[Floats], db: list[Floats] | None
+    ) -> None:
+        """The same field of a linear net through m × width matrices only, never n × width: fast for wide layers."""
+        P, constant = weights[-1], 0.0 if biases is None else biases[-1]
+        for i in range(len(weights) - 2, -1, -1):
+            if biases is not None:
+                constant = constant + P @ biases[i]
+            P = P @ weights[i]
+        delta = self.X @ P.T
+        delta += constant
+        delta -= self.Y
+        delta *= -self.kappa
+        total = delta.sum(axis=0)
+        carried = [delta.T @ self.X]  # δ_Lᵀ a_{i-1}, (m, in_i)
+        for i in range(len(weights) - 1):
+            carried.append(carried[-1] @ weights[i].T)
+            if biases is not None:
+                carried[-1] += np.outer(total, biases[i])
+        dW[-1][...] = carried[-1]
+        if db is not None:
+            db[-1][...] = total
+        C = None  # δ_i = δ_L C_iᵀ
+        for i in range(len(weights) - 2, -1, -1):
+            B = self.rule.feedback(weights[i + 1], self.states[i + 1])
+            C = B.T if C is None else B.T @ C
+            np.matmul(C, carried[i], out=dW[i])
+            if db is not None:
+                np.matmul(C, total, out=db[i])
 
     def error(self, theta: Floats) -> Floats:
         """The error e = output − Y, (n, m), a new array."""

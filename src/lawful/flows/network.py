@@ -56,6 +56,10 @@ class Network:
         """
         W = tuple(np.array(w, dtype=np.float64, order="C") for w in weights)
         b = None if biases is None else tuple(np.array(v, dtype=np.float64) for v in biases)
+        return cls._checked(W, b, activation)
+
+    @classmethod
+    def _checked(cls, W: tuple[Floats, ...], b: tuple[Floats, ...] | None, activation: str | Sequence[str]) -> Network:
         if not W or any(w.ndim != 2 or 0 in w.shape for w in W):
             raise SettingError(
                 f"weights must be one or more non-empty matrices (out, in); got shapes {[w.shape for w in W]}"
@@ -110,11 +114,12 @@ class Network:
         if len(scales) != depth or not all(0 <= s < np.inf for s in (*scales, bias_scale)):
             raise SettingError(f"init_scale must be a number >= 0, or {depth} of them, one a layer; got {init_scale}")
         generator = np.random.default_rng(seed)
-        weights = [
-            s * generator.standard_normal((o, i)) for s, i, o in zip(scales, widths[:-1], widths[1:], strict=True)
-        ]
-        biases = [bias_scale * generator.standard_normal(o) for o in widths[1:]] if bias else None
-        return cls.make(weights, biases, activation=activation)
+        shapes = [(o, i) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+        weights = tuple(generator.standard_normal(shape) for shape in shapes)
+        for weight, scale in zip(weights, scales, strict=True):
+            np.multiply(weight, scale, out=weight)  # in place: W_1 may have a million rows
+        biases = tuple(bias_scale * generator.standard_normal(o) for o in widths[1:]) if bias else None
+        return cls._checked(weights, biases, activation)
 
     @property
     def depth(self) -> int:
