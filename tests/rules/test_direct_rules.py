@@ -54,6 +54,8 @@ def test_D_depends_on_seed_and_stream_only_and_follows_the_dtype(rule):
     assert torch.equal(first, state_of(rule, 4, 30, tap="3")["D"]) == isinstance(rule, SharedProjection)
     size = float(state_of(rule, 50, 400)["D"].square().mean()) * 400
     assert abs(size - 1) < 0.05
+    scaled = state_of(type(rule)(seed=1, scale=3.0), 4, 30)["D"]
+    torch.testing.assert_close(scaled, first * 3 * 30**0.5, rtol=1e-12, atol=0)
 
 
 @each_rule

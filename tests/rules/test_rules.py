@@ -235,6 +235,12 @@ def test_batchwise_magnitudes_are_fresh_reproducible_and_uniform():
     assert torch.equal(replay["M"], seen[3])
 
 
+def test_fixed_magnitudes_are_positive_with_the_asked_size():
+    M = state_of(FixedMagnitudeSignSymmetry(scale=2.0), weight_of((40, 50)))["M"]
+    assert 0 <= M.min() and M.max() <= 2 * 3**0.5
+    assert abs(float(M.square().mean()) / 4 - 1) < 0.1
+
+
 @pytest.mark.parametrize("rho", [-1.0, 0.0, 0.5, 1.0])
 def test_rho_is_the_correlation_with_the_initial_weight(rho):
     weight = 0.01 * weight_of((100, 120))
