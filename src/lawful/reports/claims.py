@@ -12,6 +12,8 @@ SIGNS: Mapping[Verdict, str] = {"holds": "✓", "fails": "✗", "corrects-the-pa
 
 WORDS: Mapping[Verdict, str] = {"holds": "holds", "fails": "fails", "corrects-the-paper": "corrects the paper"}
 
+PLURALS: Mapping[Verdict, str] = {"holds": "hold", "fails": "fail", "corrects-the-paper": "correct the paper"}
+
 _COMPARISONS = {"at most": "≤ ", "at least": "≥ "}
 
 

@@ -11,9 +11,14 @@ from typing import Any
 
 from lawful.experiments.claims import VERDICTS, Claim
 from lawful.experiments.records import Figure, Section
-from lawful.reports.claims import SIGNS, WORDS, expectation, number, summary
+from lawful.reports.claims import PLURALS, SIGNS, WORDS, expectation, number, summary
 from lawful.reports.style import INK
 from lawful.reports.text import equation, inline, paragraphs
+
+ENLARGED = 1.4
+"""How much larger than its size in print a figure may be shown."""
+
+_WIDTH = re.compile(r'<svg[^>]* width="([0-9.]+)pt"')
 
 
 def page(
@@ -41,8 +46,9 @@ def page(
     body = "\n".join(
         [
             _header(title, citation, claims),
-            _all_claims(claims),
+            _glance(claims),
             *(_section(section, drawings) for section in sections),
+            _all_claims(claims),
             _rerun(settings, command),
             _footer(environment),
         ]
@@ -57,10 +63,11 @@ def page(
 
 
 def _contents(sections: Sequence[Section]) -> str:
-    entries = [('<a href="#claims">All claims</a>')]
+    entries = ['<a href="#glance">At a glance</a>']
     for section in sections:
         mark = "" if all(claim.ok for claim in section.claims) else ' class="bad"'
         entries.append(f'<a href="#{escape(section.id)}"{mark}>{inline(section.title)}</a>')
+    entries.append('<a href="#claims">Every claim</a>')
     entries.append('<a href="#rerun">Settings, and how to run it again</a>')
     return f'<nav aria-label="Contents"><ol>{"".join(f"<li>{entry}</li>" for entry in entries)}</ol></nav>'
 
@@ -68,22 +75,32 @@ def _contents(sections: Sequence[Section]) -> str:
 def _header(title: str, citation: str, claims: Sequence[Claim]) -> str:
     counts = Counter(claim.verdict for claim in claims)
     chips = "".join(
-        f'<span class="chip {verdict}">{SIGNS[verdict]} {counts[verdict]} {escape(WORDS[verdict])}</span>'
+        f'<span class="chip {verdict}">{SIGNS[verdict]} {counts[verdict]} {escape(PLURALS[verdict])}</span>'
         for verdict in VERDICTS
     )
     return (
-        f'<header>\n<h1>{escape(title)}</h1>\n<p class="meta">{inline(citation)}</p>\n'
+        f'<header>\n<p class="kicker">Reproduced, claim by claim</p>\n'
+        f'<h1>{escape(title)}</h1>\n<p class="meta">{inline(citation)}</p>\n'
         f'<div class="chips" title="{escape(summary(claims))}">{chips}</div>\n</header>'
     )
 
 
+def _glance(claims: Sequence[Claim]) -> str:
+    """The claims a reader should not miss: what failed, and what corrects the paper."""
+    parts = [
+        "<p>Every statement below was measured by this run. A claim <strong>holds</strong> when the measurement meets"
+        " what is expected of it. It <strong>corrects the paper</strong> when the paper states otherwise and the"
+        " statement made here was measured to be true.</p>"
+    ]
+    for verdict, heading in (("fails", "Fails"), ("corrects-the-paper", "Corrects the paper")):
+        chosen = [claim for claim in claims if claim.verdict == verdict]
+        if chosen:
+            parts.append(f"<h3>{heading}</h3>\n{claims_table(chosen)}")
+    return "\n".join(['<section id="glance">\n<h2>At a glance</h2>', *parts, "</section>"])
+
+
 def _all_claims(claims: Sequence[Claim]) -> str:
-    return (
-        '<section id="claims">\n<h2>Every claim, and what was measured</h2>\n'
-        "<p>A claim <strong>holds</strong> when the measurement meets what is expected of it. It <strong>corrects the"
-        " paper</strong> when the paper states otherwise and the statement made here was measured to be true.</p>\n"
-        f"{claims_table(claims)}\n</section>"
-    )
+    return f'<section id="claims">\n<h2>Every claim</h2>\n{claims_table(claims)}\n</section>'
 
 
 def claims_table(claims: Sequence[Claim]) -> str:
@@ -96,7 +113,7 @@ def claims_table(claims: Sequence[Claim]) -> str:
         for claim in claims
     )
     head = "<tr><th>Claim</th><th>Expected</th><th>Measured</th><th>Verdict</th></tr>"
-    return f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+    return f'<div class="scroll"><table class="claims">\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>'
 
 
 def _section(section: Section, drawings: Mapping[str, str]) -> str:
@@ -126,7 +143,9 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     element = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", element)
     element = re.sub(r'<g id="[^"]*patch_1">.*?</g>', "", element, count=1, flags=re.DOTALL)
     element = re.sub(re.escape(INK), "currentColor", element, flags=re.IGNORECASE)
-    return element.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1).strip()
+    width = float(_WIDTH.search(element)[1])  # pyright: ignore[reportOptionalSubscript]
+    attributes = f'role="img" aria-label="{escape(title)}" style="max-width: {ENLARGED * width:.0f}pt"'
+    return element.replace("<svg", f"<svg {attributes}", 1).strip()
 
 
 def _rerun(settings: Iterable[tuple[str, str, str]], command: str) -> str:
