@@ -8,8 +8,11 @@ everywhere. Where a rule fixes signs (an orthant of θ) only patterns realised t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,17 +55,32 @@ class System:
     Attributes:
         arch: the network.
         family: the rule.
-        B: per layer the constant feedback weight (B[0] is unused): of W_i's shape, or for direct rules D_{i}
-            (outputs, n_i) stored at layer i + 1.
+        exact: per layer the constant feedback weight as rationals (exact[0] is unused): of W_i's shape, or for
+            direct rules D_i (outputs, n_i) stored at layer i + 1.
         softmax: error signals sum to zero.
-        inputs: fixed inputs (n, n_0) for laws that hold on a data set only, or None for all inputs.
+        inputs: fixed inputs (n, n_0), rationals, for laws that hold on a data set only, or None for all inputs.
     """
 
     arch: Architecture
     family: Family
-    B: tuple[np.ndarray, ...]
+    exact: tuple[np.ndarray, ...]
     softmax: bool = False
     inputs: np.ndarray | None = None
+
+    @cached_property
+    def B(self) -> tuple[np.ndarray, ...]:
+        """``exact`` modulo the prime."""
+        return tuple(ff.residues_of(block) for block in self.exact)
+
+    @cached_property
+    def scaled(self) -> tuple[np.ndarray, ...]:
+        """``exact`` times its common denominator, as Python integers."""
+        denominators = [Fraction(v).denominator for block in self.exact for v in block.ravel()]
+        common = math.lcm(*denominators)
+        return tuple(
+            np.array([int(v * common) for v in block.ravel()], dtype=object).reshape(block.shape)
+            for block in self.exact
+        )
 
     @property
     def dimension(self) -> int:
@@ -94,12 +112,12 @@ class System:
 
 def draw_feedback(arch: Architecture, family: Family, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Random nonzero integer feedback weights (positive ones for the monotone rule)."""
-    out, feedback = arch.widths[-1], [np.zeros((0, 0))]
+    out, feedback = arch.widths[-1], [np.zeros((0, 0), dtype=object)]
     for i in range(1, arch.depth):
         shape = (out, arch.widths[i]) if family.direct else (arch.widths[i + 1], arch.widths[i])
         sign = np.ones(shape) if family.orthant == "positive" or family.source == "sign" else rng.choice([-1, 1], shape)
         magnitude = np.ones(shape) if family.name == "usf" else rng.integers(1, B_RANGE + 1, shape)
-        feedback.append((sign * magnitude).astype(np.float64))
+        feedback.append((sign * magnitude).astype(int).astype(object))
     return tuple(feedback)
 
 
@@ -128,13 +146,14 @@ def draw_data(system: System, point: Sequence[np.ndarray], count: int, rng: np.r
     if system.inputs is None:
         x = ff.random_residues(rng, (count, arch.widths[0]))
     else:
-        x = system.inputs[np.arange(count) % len(system.inputs)].astype(np.float64)
+        x = system.inputs[np.arange(count) % len(system.inputs)]
     size = B_RANGE if family.route == "signs" else ff.PRIME // 2
     e = rng.integers(-size, size + 1, (count, arch.widths[-1])).astype(np.float64)
     if system.softmax:
         e[:, -1] = -e[:, :-1].sum(axis=1)
         e = ff.reduce(e)
     masks = _masks(system, point, x, rng)
+    x = ff.residues_of(x) if system.inputs is not None else x
     signs = _signs(system, e, masks)
     values = [ff.random_residues(rng, (count, n)) for n in hidden] if arch.sigma.degree is None else []
     return Data(x, e, ff.random_residues(rng, e.shape), masks, values, signs)
@@ -145,14 +164,14 @@ def _masks(
 ) -> list[np.ndarray | None]:
     """Slopes per hidden layer and sample.
 
-    Free data sets of patterns may be replaced by arbitrary residues, since every field is affine in every mask.
+    Where every pattern is realised, arbitrary residues serve as masks: every field is affine in every mask.
     """
     arch = system.arch
     slopes = arch.sigma.slopes
     if slopes is None:
         return [None] * (arch.depth - 1)
     if system.inputs is not None:
-        return _masks_at(system, point, x)
+        return patterns_at(system, point, x)
     free = not system.family.orthant and system.family.route != "signs"
     if free:
         return [ff.random_residues(rng, (len(x), n)) for n in arch.widths[1:-1]]
@@ -162,25 +181,22 @@ def _masks(
     for i, n in enumerate(arch.widths[1:-1]):
         on = rng.integers(0, 2, (len(x), n)).astype(bool)
         if system.family.orthant and i and not arch.biases[i]:
-            positive = sign @ np.maximum(np.sign(weights[i]), 0).T
-            negative = sign @ np.maximum(-np.sign(weights[i]), 0).T
             up = (np.maximum(sign, 0) @ (weights[i] > 0).T) + (np.maximum(-sign, 0) @ (weights[i] < 0).T)
             down = (np.maximum(sign, 0) @ (weights[i] < 0).T) + (np.maximum(-sign, 0) @ (weights[i] > 0).T)
-            del positive, negative
             on = np.where((up > 0) & (down > 0), on, up > 0)
         masks.append(np.where(on, float(slopes[1]), float(slopes[0])))
         sign = np.where(on, 1.0, -1.0 if slopes[0] else 0.0)
     return masks
 
 
-def _masks_at(system: System, point: Sequence[np.ndarray], x: np.ndarray) -> list[np.ndarray | None]:
+def patterns_at(system: System, point: Sequence[np.ndarray], x: np.ndarray) -> list[np.ndarray | None]:
     """The patterns that the integer lift of the point shows on given inputs (exact whole numbers)."""
     arch = system.arch
     slopes = arch.sigma.slopes
     assert slopes is not None
     weights, biases, _ = split(system, point)
     masks: list[np.ndarray | None] = []
-    a = x.astype(object)
+    a = x
     for i in range(arch.depth - 1):
         h = a @ np.vectorize(int, otypes=[object])(weights[i]).T
         if biases[i] is not None:
@@ -196,12 +212,12 @@ def _signs(system: System, e: np.ndarray, masks: list[np.ndarray | None]) -> lis
     if system.family.route != "signs":
         return []
     signs: list[np.ndarray] = []
-    delta = e
+    delta = e.astype(int).astype(object)
     for i in reversed(range(1, system.arch.depth)):
-        carried = np.sign(delta @ system.B[i])
+        carried = np.sign((delta @ system.scaled[i]).astype(np.float64))
         signs.insert(0, carried)
         mask = masks[i - 1]
-        delta = carried if mask is None else carried * mask
+        delta = (carried if mask is None else carried * mask).astype(int).astype(object)
     return signs
 
 

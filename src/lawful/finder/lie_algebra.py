@@ -35,7 +35,8 @@ class LieRank:
         rank: the exact rank modulo p.
         levels: rank after each level of brackets.
         samples: number of brackets evaluated in each level.
-        complete: a whole level added nothing (or nothing was missing); False when interrupted or cut off.
+        complete: a whole level added nothing, or nothing was missing.
+        interrupted: Ctrl-C; the rank so far still counts.
         point: the state, block by block.
         B: the constant feedback weights at the point.
     """
@@ -45,6 +46,7 @@ class LieRank:
     levels: list[int] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
     complete: bool = False
+    interrupted: bool = False
     point: list[np.ndarray] = field(default_factory=list)
     B: tuple[np.ndarray, ...] = ()
     seed: int = 0
@@ -122,7 +124,8 @@ def lie_rank(
                 result.complete = True
                 break
     except KeyboardInterrupt:
-        result.complete = False
+        result.interrupted = True
+        result.rank = echelon.rank
     return result
 
 
@@ -142,7 +145,7 @@ def _add_level(
     while echelon.rank < target:
         count = min(target - echelon.rank + MARGIN, cap)
         data = [draw_data(system, point, count, rng) for _ in range(level + 1)]
-        gained = echelon.add(bracket_rows(system, B, point, data, count))
+        gained = len(echelon.add(bracket_rows(system, B, point, data, count)))
         used += count
         if progress is not None:
             progress(echelon.rank / max(1, target), f"brackets of level {level}: rank {echelon.rank} of {target}")

@@ -7,7 +7,6 @@ identity in them is an identity of the whole network, whatever its other layers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -28,7 +27,7 @@ class Context:
     """
 
     masks: tuple[tuple[int, ...], ...] | None = None
-    x: tuple[int, ...] | None = None
+    x: tuple[int | Fraction, ...] | None = None
 
 
 @dataclass
@@ -42,6 +41,12 @@ class Expansion:
     context: Context = field(default_factory=Context)
     _numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
     _memo: dict[tuple[str, int, int], Polynomial] = field(default_factory=dict)
+    _given: dict[int, int | Fraction] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.numeric:
+            blocks = zip(self.symbols.feedback_at, self.symbols.system.exact, strict=True)
+            self._given = {int(at): b[i] for ats, b in blocks for i, at in np.ndenumerate(ats)}
 
     def rate(self, h: Polynomial) -> Polynomial:
         """∇h · F, expanded."""
@@ -147,12 +152,12 @@ class Expansion:
         if system.family.source == "moving":
             return poly.variable(int(self.symbols.moving_at[layer][row, column]))
         if self.numeric:
-            return poly.constant(int(system.B[layer][row, column]))
+            return poly.constant(system.exact[layer][row, column])
         return poly.variable(int(self.symbols.feedback_at[layer][row, column]))
 
     def _substituted(self, f: Polynomial) -> Polynomial:
         """``f`` with the given numbers in place of the symbols of B."""
-        dimension, values = self.symbols.system.dimension, self._feedback_values
+        dimension, values = self.symbols.system.dimension, self._given
         total: Polynomial = {}
         for monomial, coefficient in f.items():
             factor: int | Fraction = coefficient
@@ -160,11 +165,6 @@ class Expansion:
                 factor *= values[number] if number >= dimension else 1
             poly.add_into(total, {tuple(n for n in monomial if n < dimension): factor})
         return total
-
-    @property
-    def _feedback_values(self) -> Mapping[int, int]:
-        blocks = zip(self.symbols.feedback_at, self.symbols.system.B, strict=True)
-        return {int(at): int(v) for ats, b in blocks for at, v in zip(np.ravel(ats), np.ravel(b), strict=True)}
 
 
 def rate_of(
@@ -183,7 +183,7 @@ def rate_of(
     layers = {symbols.places[n].layer for monomial in h for n in monomial if n < dimension}
     rates = []
     for context in contexts:
-        low = 0 if context.x is not None or context.masks is not None else min(layers, default=0)
+        low = min(layers, default=0) if context == Context() else 0
         high = last if to_output else max(layers, default=last)
         rates.append(Expansion(symbols, low, high, numeric, context).rate(h))
     return rates

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ PRIME: Final = 8388593
 """The largest prime below 2²³."""
 
 _EXACT_TERMS: Final = 512
+_BLOCK: Final = 64
 
 Number: TypeAlias = Any
 """A residue array, a :class:`Dual` of such, or None for an exact zero."""
@@ -141,6 +143,17 @@ def solves_ode(value: np.ndarray, slope: Callable[[Number], Number], h: Number) 
     return Dual(inner, times(slope(inner), h.im))
 
 
+def residue(value: Fraction | int) -> float:
+    """A rational number modulo p, centred."""
+    fraction = Fraction(value)
+    return float((fraction.numerator * invert(fraction.denominator) + PRIME // 2) % PRIME - PRIME // 2)
+
+
+def residues_of(values: np.ndarray) -> np.ndarray:
+    """An array of rationals modulo p."""
+    return np.array([residue(v) for v in values.ravel()], dtype=np.float64).reshape(values.shape)
+
+
 def invert(x: int) -> int:
     """1/x modulo p."""
     return pow(int(x) % PRIME, -1, PRIME)
@@ -161,29 +174,37 @@ class Echelon:
         """The dimension of the space so far."""
         return len(self.pivots)
 
-    def add(self, rows: np.ndarray) -> int:
-        """Add rows; the number of new dimensions."""
-        before = self.rank
-        block = 64
-        for start in range(0, len(rows), block):
+    def add(self, rows: np.ndarray) -> list[int]:
+        """Add rows; the indices of those that enlarged the space."""
+        independent: list[int] = []
+        for start in range(0, len(rows), _BLOCK):
             if self.rank == self.basis.shape[1]:
                 break
-            self._add_block(rows[start : start + block])
-        return self.rank - before
+            independent += [start + r for r in self._add_block(rows[start : start + _BLOCK])]
+        return independent
 
-    def _add_block(self, rows: np.ndarray) -> None:
+    def _add_block(self, rows: np.ndarray) -> list[int]:
         if self.rank:
             rows = reduce(rows - product(rows[:, self.pivots], self.basis))
-        rows, pivots = _eliminate(rows)
+        rows, kept, pivots = _eliminate(rows)
         if len(pivots):
             if self.rank:
                 self.basis = reduce(self.basis - product(self.basis[:, pivots], rows))
             self.basis = np.concatenate([self.basis, rows])
             self.pivots = np.concatenate([self.pivots, pivots])
+        return kept
+
+    def null_space(self) -> np.ndarray:
+        """A basis of the vectors orthogonal to every row, one a row: 1 at a free column, 0 at the other free ones."""
+        free = np.setdiff1d(np.arange(self.basis.shape[1]), self.pivots)
+        null = np.zeros((len(free), self.basis.shape[1]))
+        null[np.arange(len(free)), free] = 1
+        null[:, self.pivots] = -self.basis[:, free].T
+        return null
 
 
-def _eliminate(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss–Jordan of a few rows: the nonzero rows in reduced form and their pivot columns."""
+def _eliminate(rows: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Gauss–Jordan of a few rows: the nonzero rows in reduced form, which they were, and their pivot columns."""
     rows = rows.copy()
     kept: list[int] = []
     pivots: list[int] = []
@@ -199,7 +220,7 @@ def _eliminate(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows[touched] = reduce(rows[touched] - factors[touched, None] * rows[r])
         kept.append(r)
         pivots.append(column)
-    return rows[kept], np.array(pivots, dtype=np.intp)
+    return rows[kept], kept, np.array(pivots, dtype=np.intp)
 
 
 def random_residues(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

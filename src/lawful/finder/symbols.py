@@ -45,7 +45,7 @@ class Symbols:
     def feedback_at(self) -> tuple[np.ndarray, ...]:
         """Per layer the variables of the constant B_i (or D_i), shaped like it."""
         start, blocks = self.system.dimension, []
-        for block in self.system.B:
+        for block in self.system.exact:
             blocks.append(np.arange(start, start + block.size).reshape(block.shape))
             start += block.size
         return tuple(blocks)
@@ -53,7 +53,7 @@ class Symbols:
     @cached_property
     def count(self) -> int:
         """State variables and feedback constants together; further symbols of a proof start here."""
-        return self.system.dimension + sum(block.size for block in self.system.B)
+        return self.system.dimension + sum(block.size for block in self.system.exact)
 
     @cached_property
     def places(self) -> list[Place]:
@@ -78,7 +78,7 @@ class Symbols:
         for i, block in enumerate(self.moving_at):
             names += [f"B{i + 1}[{j + 1},{k + 1}]" for j, k in np.ndindex(block.shape)]
         family = self.system.family
-        for i, block in enumerate(self.system.B):
+        for i, block in enumerate(self.system.exact):
             if family.source == "sign":
                 names += [f"S{i + 1}[{j + 1},{k + 1}]" for j, k in np.ndindex(block.shape)]
                 continue

@@ -1,0 +1,67 @@
+"""The cases a proof must go through: one with every mask a symbol, or every activation pattern that is realised."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from lawful.errors import SettingError
+from lawful.finder.fields import System, patterns_at, split
+from lawful.finder.proof import Context
+
+MAX_PATTERNS = 4096
+
+
+def contexts_of(system: System, point: list[np.ndarray]) -> tuple[Context, ...]:
+    """The cases for laws that are local to the orthant or the activation region of ``point``.
+
+    Raises:
+        SettingError: more than 4096 activation patterns.
+    """
+    if system.inputs is not None:
+        masks = patterns_at(system, point, system.inputs)
+        return tuple(
+            Context(_pattern(masks, row), tuple(x)) for row, x in enumerate(system.inputs)
+        )
+    if system.family.orthant and system.arch.sigma.slopes is not None:
+        return tuple(Context(masks=pattern) for pattern in realised_patterns(system, point))
+    return (Context(),)
+
+
+def _pattern(masks: list[np.ndarray | None], row: int) -> tuple[tuple[int, ...], ...] | None:
+    if any(mask is None for mask in masks):
+        return None
+    return tuple(tuple(int(s) for s in mask[row]) for mask in masks if mask is not None)
+
+
+def realised_patterns(system: System, point: list[np.ndarray]) -> list[tuple[tuple[int, ...], ...]]:
+    """Every activation pattern that some θ in the orthant of ``point`` shows for some input.
+
+    Without a bias, a unit whose inputs all push the same way has one state; all other units are free.
+    """
+    arch = system.arch
+    slopes = arch.sigma.slopes
+    if slopes is None:
+        return []
+    weights, _, _ = split(system, point)
+    patterns: list[tuple[tuple[int, ...], ...]] = [()]
+    for i, n in enumerate(arch.widths[1:-1]):
+        longer = []
+        for pattern in patterns:
+            choices = []
+            for j in range(n):
+                if i == 0 or arch.biases[i]:
+                    choices.append(slopes)
+                    continue
+                signs = np.array([1 if s == slopes[1] else -int(slopes[0] != 0) for s in pattern[-1]])
+                pushes = set((signs * np.sign(weights[i][j])).astype(int)) - {0}
+                choices.append(slopes if len(pushes) == 2 else ((slopes[1],) if 1 in pushes else (slopes[0],)))
+            longer += [(*pattern, masks) for masks in product(*choices)]
+        if len(longer) > MAX_PATTERNS:
+            raise SettingError(
+                f"find_laws: laws local to an orthant are proved pattern by pattern, at most {MAX_PATTERNS}; this "
+                "network has more. Up to 12 hidden neurons would work; with biases in the hidden layers any number"
+            )
+        patterns = longer
+    return patterns

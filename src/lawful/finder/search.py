@@ -1,0 +1,386 @@
+"""Which quantities does a rule conserve, and are these all? Counting from above, proving from below."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from lawful.errors import SettingError
+from lawful.finder import residues as ff
+from lawful.finder.architectures import Architecture, architecture_of
+from lawful.finder.contexts import contexts_of
+from lawful.finder.families import Family, family_of
+from lawful.finder.fields import System, draw_feedback, draw_point, split
+from lawful.finder.lie_algebra import LieRank, lie_rank
+from lawful.finder.named_laws import BUILDERS, Candidate
+from lawful.finder.nullspace import num_monomials, polynomial_laws
+from lawful.finder.polynomials import Polynomial, written
+from lawful.finder.proof import Context, rate_of
+from lawful.finder.symbols import Symbols
+from lawful.rules.base import Rule
+
+MAX_DIMENSION: Final = 8000
+"""Largest state counted exactly: the echelon basis of D² residues, twice, stays below 2 GB."""
+
+SEARCHED_BY_DEFAULT: Final = 700
+"""The polynomial search runs on its own up to this many monomials (about a second)."""
+
+Progress = Callable[[float, str], None]
+_PROVED: dict[Hashable, bool] = {}
+
+
+@dataclass(frozen=True)
+class FoundLaw:
+    """One conserved quantity, proved.
+
+    Attributes:
+        name: "neuron law of layer 1, neuron 2", or "new polynomial law 3".
+        kind: the family of laws it belongs to.
+        formula: in the letters of the theory.
+        polynomial: the same, written out.
+    """
+
+    name: str
+    kind: str
+    formula: str
+    polynomial: str
+    terms: Polynomial = field(repr=False)
+    symbols: Symbols = field(repr=False)
+    numeric: bool = field(repr=False, default=False)
+
+    def value(
+        self,
+        W: Sequence[Any],
+        b: Sequence[Any] | None = None,
+        B: Sequence[Any] | None = None,
+    ) -> float:
+        """The quantity at given weights.
+
+        Args:
+            W: W_1 … W_L, each (out, in).
+            b: b_1 … b_L, or None without biases.
+            B: B_2 … B_L (for direct rules D_1 … D_{L-1}, each (outputs, n_i); for magnitude rules M_2 … M_L; for
+                Kolen-Pollack the moving B's); not needed by backpropagation nor where the search used given numbers.
+        """
+        return evaluate(self.symbols, self.terms, W, b, B)
+
+
+@dataclass(frozen=True)
+class LawSearch:
+    """What is known about the laws of a rule on a network.
+
+    Attributes:
+        count: independent laws found and proved.
+        bound: no more than this many exist (state dimension - Lie rank).
+        certified: count equals bound, every law is proved: these are all.
+        laws: independent laws.
+        architecture: what was searched.
+        rule: registry name of the rule.
+        dimension: coordinates of the state.
+        ranks: one rank computation a point.
+        system: the network under the rule at the first point.
+        seconds: how long it took.
+        interrupted: Ctrl-C cut the search short; count and bound are still right.
+    """
+
+    count: int
+    bound: int
+    certified: bool
+    laws: tuple[FoundLaw, ...]
+    architecture: Architecture
+    rule: str
+    dimension: int
+    ranks: tuple[LieRank, ...] = field(repr=False)
+    system: System = field(repr=False)
+    seconds: float = field(repr=False, compare=False)
+    interrupted: bool = False
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """Everything needed to check the answer again, as JSON-ready data (:mod:`lawful.finder.certificate`)."""
+        from lawful.finder.certificate import certificate_of
+
+        return certificate_of(self)
+
+    def __str__(self) -> str:
+        widths = ", ".join(map(str, self.architecture.widths))
+        head = f"{self.rule} ({widths}) {self.architecture.activation}: "
+        if self.certified:
+            return head + f"{self.count} independent laws, and these are all (certified)"
+        return head + f"at least {self.count}, at most {self.bound} independent laws"
+
+
+def find_laws(
+    widths_or_module: Sequence[int] | torch.nn.Module,
+    *,
+    rule: Rule | str,
+    activation: str | None = None,
+    bias: bool = False,
+    degree: int = 2,
+    B: str | Sequence[Any] = "generic",
+    seed: int = 0,
+    output: str = "free",
+    inputs: Any = None,
+    search: bool | None = None,
+    num_points: int = 2,
+    progress: Progress | None = None,
+) -> LawSearch:
+    """Find the independent laws of a rule on a network, and certify that there are no others.
+
+    From above: D - rank of the Lie algebra of the update fields, exact modulo a prime at a random point. From below:
+    named laws and polynomials found by an exact null space, each expanded to zero symbolically, with independent
+    gradients. When both agree the count is a theorem.
+
+    Args:
+        widths_or_module: n_0, …, n_L, or an ``nn.Sequential`` of Linear layers and activations.
+        rule: a rule object or its registry name.
+        activation: "linear", "relu", "leaky_relu", "square", "squared_relu", "tanh" or "sigmoid" (default "relu").
+        bias: biases in every layer, the output included.
+        degree: of the polynomial search.
+        B: "generic", or B_2 … B_L (direct rules: D_1 … D_{L-1}); floats count as the dyadic rationals they are.
+        seed: of every random draw.
+        output: "free", or "softmax" when error signals sum to zero.
+        inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
+        search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
+        num_points: random points tried while bound and count differ.
+        progress: called with a fraction and a text.
+
+    Raises:
+        SettingError: a size, name or shape that is not allowed, or a state too large for exact search.
+
+    >>> from lawful.rules.feedback_alignment import FeedbackAlignment
+    >>> found = find_laws([2, 3, 1], rule=FeedbackAlignment(), activation="linear")
+    >>> found.count, found.certified
+    (7, True)
+    """
+    started = time.perf_counter()
+    arch = architecture_of(widths_or_module, activation, bias)
+    family = family_of(rule)
+    if output not in ("free", "softmax"):
+        raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
+    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
+        raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
+    generic = isinstance(B, str)
+    exact = _feedback(arch, family, B, seed)
+    system = System(arch, family, exact, output == "softmax", _inputs(arch, inputs))
+    _check_size(system)
+    point = draw_point(system, np.random.default_rng(seed))
+    local = replace(system, exact=_signed(system, point))
+    symbols = Symbols(local)
+    interrupted, ranks, laws = False, [], []
+    try:
+        laws = _independent(symbols, point, local, _named(symbols, progress))
+        ranks.append(_rank(system, seed, len(laws), progress))
+        if _wants_search(search, symbols, degree, len(laws), ranks[0].bound, numeric=not generic):
+            found = polynomial_laws(symbols, point, degree, numeric=not generic, seed=seed, progress=progress)
+            laws = _independent(symbols, point, local, [*_candidates_of(laws), *_new(symbols, found, point, generic)])
+        while len(ranks) < num_points and min(r.bound for r in ranks) > len(laws) and all(r.complete for r in ranks):
+            ranks.append(_rank(system, seed + len(ranks), len(laws), progress, max_level=len(ranks[0].levels)))
+    except KeyboardInterrupt:
+        interrupted = True
+    bound = min((r.bound for r in ranks), default=system.dimension)
+    interrupted |= any(r.interrupted for r in ranks)
+    certified = len(laws) == bound and arch.sigma.degree is not None
+    return LawSearch(
+        len(laws), bound, certified, tuple(law for law, _ in laws), arch, family.name, system.dimension, tuple(ranks),
+        local, time.perf_counter() - started, interrupted,
+    )  # fmt: skip
+
+
+_Found = list[tuple[FoundLaw, Candidate]]
+
+
+def _rank(system: System, seed: int, known: int, progress: Progress | None, **options: Any) -> LieRank:
+    return lie_rank(system, seed=seed, known=known, progress=progress, **options)
+
+
+def _named(symbols: Symbols, progress: Progress | None) -> list[Candidate]:
+    """The named candidates that expand to zero."""
+    proved: dict[Hashable, bool] = {}
+    kept = []
+    for build in BUILDERS:
+        for candidate in build(symbols):
+            if progress is not None and len(kept) % 64 == 0:
+                progress(0.0, f"proving {candidate.name}")
+            if is_law(symbols, candidate, proved):
+                kept.append(candidate)
+    return kept
+
+
+def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] | None = None) -> bool:
+    """True when ∇h · F expands to zero; one representative is expanded for laws that are renamings of each other."""
+    memo = _PROVED if candidate.orbit is not None and candidate.orbit[0] == "pair" else (proved or {})
+    if candidate.orbit is not None and candidate.orbit in memo:
+        return memo[candidate.orbit]
+    contexts: tuple[Context, ...] = (Context(),)
+    if candidate.kind == "data" and symbols.system.inputs is not None:
+        contexts = tuple(Context(x=tuple(x)) for x in symbols.system.inputs)
+    rates = rate_of(
+        symbols, candidate.polynomial, numeric=candidate.numeric, to_output=candidate.to_output, contexts=contexts
+    )
+    answer = not any(rates)
+    if candidate.orbit is not None:
+        (memo if candidate.orbit[0] == "pair" else proved if proved is not None else {})[candidate.orbit] = answer
+    return answer
+
+
+def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], generic: bool) -> list[Candidate]:
+    """Searched polynomials that are proved over every case of the data."""
+    contexts = contexts_of(symbols.system, point)
+    kept = []
+    for h in found:
+        if not any(rate_of(symbols, h, numeric=not generic, to_output=True, contexts=contexts)):
+            text = written(h, symbols.names.__getitem__)
+            kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, not generic, True))
+    return kept
+
+
+def _candidates_of(laws: _Found) -> list[Candidate]:
+    return [candidate for _, candidate in laws]
+
+
+def _independent(symbols: Symbols, point: list[np.ndarray], system: System, candidates: list[Candidate]) -> _Found:
+    """Those whose gradients are independent modulo p at the point, in order; that is a proof of independence."""
+    if not candidates:
+        return []
+    values = symbols.values(point, system.B)
+    echelon = ff.Echelon(system.dimension)
+    kept: _Found = []
+    for start in range(0, len(candidates), 1024):
+        part = candidates[start : start + 1024]
+        rows = np.stack([gradient_at(symbols, c.polynomial, values) for c in part])
+        kept += [(_law(symbols, part[index]), part[index]) for index in echelon.add(rows)]
+    return kept
+
+
+def gradient_at(symbols: Symbols, h: Polynomial, values: np.ndarray) -> np.ndarray:
+    """∇h modulo p at a point given by the values of all variables."""
+    row = [0] * symbols.system.dimension
+    dimension = len(row)
+    for monomial, coefficient in h.items():
+        c = coefficient if isinstance(coefficient, int) else int(ff.residue(coefficient))
+        for position, number in enumerate(monomial):
+            if number < dimension:
+                term = c
+                for other, factor in enumerate(monomial):
+                    if other != position:
+                        term = term * int(values[factor]) % ff.PRIME
+                row[number] += term
+    return ff.reduce(np.array([x % ff.PRIME for x in row], dtype=np.float64))
+
+
+def _law(symbols: Symbols, candidate: Candidate) -> FoundLaw:
+    text = written(candidate.polynomial, symbols.names.__getitem__)
+    return FoundLaw(
+        candidate.name, candidate.kind, candidate.formula, text, candidate.polynomial, symbols, candidate.numeric
+    )
+
+
+def _wants_search(
+    search: bool | None, symbols: Symbols, degree: int, count: int, bound: int, *, numeric: bool
+) -> bool:
+    if search is not None:
+        return search
+    return count < bound and num_monomials(symbols, degree, numeric=numeric) <= SEARCHED_BY_DEFAULT
+
+
+def _signed(system: System, point: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """B at the point as rationals: M ⊙ sign(W) for sign rules."""
+    if system.family.source != "sign":
+        return system.exact
+    weights, _, _ = split(system, point)
+    pairs = zip(system.exact[1:], weights[1:], strict=True)
+    return (system.exact[0], *(b * np.sign(w).astype(int).astype(object) for b, w in pairs))
+
+
+def _feedback(arch: Architecture, family: Family, B: str | Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
+    """Generic feedback, or the given one as exact rationals."""
+    drawn = draw_feedback(arch, family, np.random.default_rng([seed, 1]))
+    if isinstance(B, str):
+        if B != "generic":
+            raise SettingError(f"find_laws: B must be 'generic' or a list of arrays; got {B!r}")
+        return drawn
+    if family.source in ("weight", "moving"):
+        raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
+    shapes = [block.shape for block in drawn[1:]]
+    arrays = [np.asarray(torch.as_tensor(b).detach().cpu() if isinstance(b, torch.Tensor) else b) for b in B]
+    if [a.shape for a in arrays] != shapes:
+        raise SettingError(
+            f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
+        )
+    return (drawn[0], *(exact_array(a, "B") for a in arrays))
+
+
+def _inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:
+    if inputs is None:
+        return None
+    array = np.asarray(inputs.detach().cpu() if isinstance(inputs, torch.Tensor) else inputs)
+    if array.ndim != 2 or array.shape[1] != arch.widths[0] or not len(array):
+        raise SettingError(f"find_laws: inputs must have shape (n, {arch.widths[0]}) with n >= 1; got {array.shape}")
+    return exact_array(array, "inputs")
+
+
+def exact_array(array: np.ndarray, what: str) -> np.ndarray:
+    """Floats as the rationals they are.
+
+    Raises:
+        SettingError: an entry that is not finite.
+    """
+    if not np.isfinite(array.astype(np.float64)).all():
+        raise SettingError(f"find_laws: {what} must be finite")
+    return np.array([Fraction(x) for x in array.ravel().tolist()], dtype=object).reshape(array.shape)
+
+
+def predicted_seconds(dimension: int) -> float:
+    """Measured on two cores: about half a minute at D = 5000, growing with D³."""
+    return 0.02 + 35.0 * (dimension / 5000) ** 3
+
+
+def _check_size(system: System) -> None:
+    if system.dimension > MAX_DIMENSION:
+        raise SettingError(
+            f"find_laws: the state has {system.dimension} coordinates, exact search works up to {MAX_DIMENSION} "
+            f"(about {predicted_seconds(MAX_DIMENSION) / 60:.0f} minutes); take smaller widths"
+        )
+
+
+def evaluate(symbols: Symbols, h: Polynomial, W: Sequence[Any], b: Any, B: Any) -> float:
+    """A law's polynomial in floating point."""
+    system = symbols.system
+    weights, biases = [_array(w) for w in W], [None if v is None else _array(v) for v in (b or [])]
+    theta: list[np.ndarray] = []
+    for i, has_bias in enumerate(system.arch.biases):
+        theta.append(weights[i])
+        if has_bias:
+            if i >= len(biases) or biases[i] is None:
+                raise SettingError(f"law.value: expected the bias b_{i + 1}")
+            theta.append(biases[i])  # pyright: ignore[reportArgumentType]
+    given = [_array(block) for block in B] if B is not None else None
+    constants: list[np.ndarray] = []
+    if system.family.source == "moving":
+        if given is None:
+            raise SettingError("law.value: expected the moving B_2, …, B_L")
+        theta += given
+    elif system.family.source == "sign":
+        pairs = zip(weights[1:], given or [np.ones(1)] * (len(weights) - 1), strict=True)
+        constants = [m * np.sign(w) for w, m in pairs]
+    elif system.family.source == "fixed":
+        constants = given or [block.astype(np.float64) for block in system.exact[1:]]
+    shapes = [*system.shapes(), *(block.shape for block in system.exact if constants and block.size)]
+    blocks = [*theta, *constants]
+    if [block.shape for block in blocks] != shapes:
+        raise SettingError(f"law.value: expected arrays of shapes {shapes}; got {[block.shape for block in blocks]}")
+    values = np.concatenate([block.ravel() for block in blocks])
+    return float(sum(float(c) * float(np.prod([values[n] for n in m])) for m, c in h.items()))
+
+
+def _array(value: Any) -> np.ndarray:
+    tensor = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    return np.asarray(tensor, dtype=np.float64)
+
