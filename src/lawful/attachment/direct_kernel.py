@@ -42,7 +42,7 @@ class Tap:
 
 def _compute(taps: Sequence[Tap], needs: Sequence[bool]) -> Callable[..., tuple[torch.Tensor | None, ...]]:
     def compute(error: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        left = iter(tensors)
+        left = iter(tensors[len(taps) :])
         states = [{key: next(left) for key in tap.keys} for tap in taps]
         return error, *(t(error, s) if needed else None for t, s, needed in zip(taps, states, needs, strict=True))
 
@@ -55,16 +55,18 @@ class _Inject(Function):
     @staticmethod
     def forward(ctx: Any, taps: Any, logits: Any, *tensors: Any) -> torch.Tensor:
         ctx.taps = taps
-        ctx.save_for_backward(*tensors[len(taps) :])
+        # Not save_for_backward: a checkpointed region that holds the logits would have to save them again when it is
+        # recomputed. They are buffers that live anyway, and empty anchors.
+        ctx.tensors = tensors[len(taps) :]
         return logits.view_as(logits)
 
     @staticmethod
     def backward(ctx: Any, error: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _gradients(ctx, error, final)
+        return _gradients(ctx, error, ctx.tensors)
 
 
 class _InjectTransformed(Function):
-    """The same under ``torch.func``."""
+    """The same under ``torch.func`` and ``torch.compile``."""
 
     generate_vmap_rule = True
 
@@ -80,13 +82,12 @@ class _InjectTransformed(Function):
 
     @staticmethod
     def backward(ctx: Any, error: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _gradients(ctx, error, final)
+        return _gradients(ctx, error, ctx.saved_tensors)
 
 
-def _gradients(ctx: Any, error: torch.Tensor, call: Callable[..., Any]) -> tuple[torch.Tensor | None, ...]:
-    needs = ctx.needs_input_grad[2 : 2 + len(ctx.taps)]
-    back = call(_compute(ctx.taps, needs), error, *ctx.saved_tensors)
-    return (None, *back, *[None] * len(ctx.saved_tensors))
+def _gradients(ctx: Any, error: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    back = final(_compute(ctx.taps, ctx.needs_input_grad[2 : 2 + len(ctx.taps)]), error, *tensors)
+    return (None, *back, *[None] * len(tensors))
 
 
 def inject(
@@ -100,6 +101,9 @@ def inject(
         outputs: the blocks' outputs with their graphs.
         states: the taps' state tensors, one after the other.
     """
-    transformed = torch._C._are_functorch_transforms_active()
+    # Empty, so free of charge, but with each block's graph: a second derivative must meet the guard on its way there.
+    # The outputs themselves cannot be saved, for the next block may legally change them in place.
+    anchors = [output[:0].clone() for output in outputs]
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     function = _InjectTransformed if transformed else _Inject
-    return function.apply(tuple(taps), logits, *outputs, *states)  # pyright: ignore[reportReturnType]
+    return function.apply(tuple(taps), logits, *outputs, *anchors, *states)  # pyright: ignore[reportReturnType]

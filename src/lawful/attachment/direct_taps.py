@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
 from torch import nn
 from torch.nn.modules import activation
 
-from lawful.attachment.swap import SWAPS
+from lawful.attachment.coverage import SENDS_NO_ERROR
 from lawful.errors import SettingError
 
-ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
-    getattr(activation, name) for name in activation.__all__ if name != "MultiheadAttention"
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.Identity,
+    *(getattr(activation, name) for name in activation.__all__ if name != "MultiheadAttention"),
 )
 """Modules that stand for σ."""
 
@@ -22,7 +23,8 @@ _ADVICE = "name the blocks to teach, DirectFeedbackAlignment(taps=[…], output=
 
 def is_affine(module: nn.Module) -> bool:
     """Whether the module owns a weight that carries errors."""
-    return isinstance(module, tuple(SWAPS)) and any(p.ndim > 1 for p in module.parameters(recurse=False))
+    own = module.named_parameters(recurse=False)
+    return not isinstance(module, tuple(SENDS_NO_ERROR)) and any(p.ndim > 1 and "weight" in name for name, p in own)
 
 
 def find_output(model: nn.Module, name: str | None) -> str:
@@ -66,33 +68,51 @@ def _matching(model: nn.Module, patterns: Sequence[str], output: str) -> tuple[s
 
 
 def _activations(model: nn.Module, output: str) -> tuple[str, ...]:
-    """Activations directly in a Sequential (outside any ModuleList), before the output."""
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    order: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential) and not any(_holds(outer, name) for outer in lists):
-            order += [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+    """Activations directly in a Sequential, one behind every affine layer; none in a model with ModuleLists."""
     modules = dict(model.named_modules())
-    order = [name for name in modules if name in set(order)]  # the order of the forward pass, as the model wrote it
-    taps = tuple(n for n in _before(order, output) if isinstance(modules[n], ACTIVATIONS))
-    if taps and not lists:
-        _check_separated(model, order, taps, output)
-    return () if lists else taps
+    if any(isinstance(module, nn.ModuleList) for module in modules.values()):
+        return ()
+    inside = {
+        f"{name}.{child}" if name else child
+        for name, module in modules.items()
+        if isinstance(module, nn.Sequential)
+        for child, _ in module.named_children()
+    }
+    order = [name for name in modules if name in inside]  # the order of the forward pass, as the model wrote it
+    order = order[: order.index(output)] if output in order else order
+    found = [name for name in order if isinstance(modules[name], ACTIVATIONS)]
+    if not found:
+        return ()
+    _check_separated(model, order, found, output)
+    return tuple(_last(run, modules) for run in _runs(order, found, modules))
 
 
-def _before(order: Sequence[str], output: str) -> Sequence[str]:
-    return order[: order.index(output)] if output in order else order
+def _runs(order: Sequence[str], found: Sequence[str], modules: Mapping[str, nn.Module]) -> list[list[str]]:
+    """The activations that follow each affine layer."""
+    runs: list[list[str]] = []
+    for name in order:
+        if is_affine(modules[name]):
+            runs.append([])
+        elif name in found and runs:
+            runs[-1].append(name)
+    return [run for run in runs if run]
 
 
-def _check_separated(model: nn.Module, order: Sequence[str], taps: tuple[str, ...], output: str) -> None:
+def _last(run: list[str], modules: Mapping[str, nn.Module]) -> str:
+    """The last of a run, so that σ' of all is in the gradient; an Identity only where it stands for σ alone."""
+    true = [name for name in run if not isinstance(modules[name], nn.Identity)]
+    return (true or run)[-1]
+
+
+def _check_separated(model: nn.Module, order: Sequence[str], found: Sequence[str], output: str) -> None:
     """By default every affine layer but the output has its own tap, so that no error is backpropagated in silence."""
     affine = [name for name, module in model.named_modules() if is_affine(module) and name != output]
     strangers = [name for name in affine if name not in order]
     if strangers:
         _refuse(model, f"{strangers[0]} lies outside the Sequentials whose activations could be tapped")
-    line = [name for name in order if name in {*affine, *taps, output}]
-    for one, two in pairwise(line):
-        if one in affine and two not in taps:
+    line = [name for name in order if name in affine or name in found]
+    for one, two in pairwise([*line, output]):
+        if one in affine and two not in found:
             _refuse(model, f"no activation module stands between {one} and {two}")
 
 
