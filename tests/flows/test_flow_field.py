@@ -11,6 +11,8 @@ from lawful.flows.network import Network
 from lawful.rules.backprop import Backprop
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
+from lawful.rules.kolen_pollack import KolenPollack
+from lawful.rules.uniform_sign_symmetry import UniformSignSymmetry
 
 WIDTHS = [(3, 4, 1), (3, 5, 4, 2), (2, 3, 3, 3, 1), (4, 2)]
 
@@ -76,7 +78,11 @@ def test_aligned_feedback_starts_as_backpropagation_only() -> None:
     np.testing.assert_array_equal(fa.feedback(later)[1], net.weights[1])
 
 
-@pytest.mark.parametrize("rule", [Backprop(), FeedbackAlignment(seed=3, scale=0.8)], ids=repr)
+@pytest.mark.parametrize(
+    "rule",
+    [Backprop(), FeedbackAlignment(seed=3, scale=0.8), KolenPollack(seed=1), UniformSignSymmetry()],
+    ids=lambda rule: rule.name,
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_neuron_law_has_rate_zero_exactly_where_the_theory_says(rule: Rule, activation: str, bias: bool) -> None:
@@ -123,3 +129,15 @@ def test_wrong_number_of_states() -> None:
     net = Network.random((3, 4, 1))
     with pytest.raises(SettingError, match="expected 2 rule states"):
         Field(net, Backprop(), np.ones((1, 3)), [1.0], states=numpy_states(Backprop(), net)[:1])
+
+
+def test_kolen_pollack_flows_with_feedback_that_moves_like_the_weight() -> None:
+    net, X, Y = make((3, 4, 2), "relu", False)
+    field = Field(net, KolenPollack(seed=1), X, Y)
+    later = net.theta() + 0.3
+    np.testing.assert_allclose(field.feedback(later)[1] - field.feedback(net.theta())[1], 0.3, rtol=1e-12)  # pyright: ignore
+
+
+def test_a_rule_that_moves_its_state_by_itself_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"KolenPollack\(seed=0, decay=0.1\) moves it"):
+        Field(Network.random((3, 4, 1)), KolenPollack(decay=0.1), np.ones((1, 3)), [1.0])

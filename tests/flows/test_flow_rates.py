@@ -52,6 +52,22 @@ def test_constants_are_the_formulas() -> None:
     assert got.holds == (got.c > 0)
 
 
+def test_constants_with_biases() -> None:
+    """Layer 1 sees [X, 1], the output bias adds 11ᵀ: rate = λ_min(c [X, 1][X, 1]ᵀ + 11ᵀ) for n <= d."""
+    rng = np.random.default_rng(0)
+    W1, b1, w2, b = rng.standard_normal((9, 4)), rng.standard_normal(9), rng.standard_normal(9), rng.standard_normal(9)
+    X, y = rng.standard_normal((3, 4)), rng.standard_normal(3)
+    net = Network.make([0.1 * W1, w2[None]], [0.5 * b1, [0.4]])
+    b = b if b @ w2 > 0 else -b
+    got = certify(net, given_feedback(net, [None, 3 * b[None]]), X, y)
+    c = 3 * b @ w2 - 0.5 * np.sum((0.1 * W1) ** 2) - 0.5 * np.sum((0.5 * b1) ** 2)
+    assert got.c == pytest.approx(c, rel=1e-13)
+    assert got.holds
+    ones = np.ones((3, 1))
+    kernel = c * (X @ X.T + ones @ ones.T) + ones @ ones.T
+    assert got.rate == pytest.approx(np.linalg.eigvalsh(kernel)[0], rel=1e-11)
+
+
 def test_bound_is_attained_when_the_hidden_layer_starts_at_zero_and_barely_moves() -> None:
     """W_1(0) = 0 and large b, w_2: ⟨b, w_2⟩ barely moves, so the error decays at the certified rate itself."""
     net = Network.make([np.zeros((5, 1)), np.full((1, 5), 100.0)])

@@ -54,7 +54,7 @@ class Field:
         num_evaluations: how often the field was called.
 
     Raises:
-        SettingError: shapes that do not fit, κ <= 0, non-finite data.
+        SettingError: shapes that do not fit, κ <= 0, non-finite data, a rule whose state moves by itself.
 
     Example:
         >>> import numpy as np
@@ -75,6 +75,8 @@ class Field:
         states: Sequence[Mapping[str, Floats]] | None = None,
     ) -> None:
         inputs, targets, kappa = check_data(network, X, Y, kappa)
+        if rule.learns:
+            raise SettingError(f"a flow keeps the rule's state fixed, but {rule!r} moves it after every step: train it")
         self.network, self.rule, self.X, self.Y, self.kappa = network, rule, inputs, targets, kappa
         self.states = numpy_states(rule, network) if states is None else tuple(states)
         check_states(network, self.states)
