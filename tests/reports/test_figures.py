@@ -6,6 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from lawful.errors import SettingError
 from lawful.experiments.records import Figure, Line, Panel
 from lawful.reports.figures import render
 from lawful.reports.style import PALETTE
@@ -49,3 +50,15 @@ def test_a_constant_to_rounding_is_drawn_flat() -> None:
     flat = Panel("Law", "t", "q", [Line("q", X, np.full_like(X, 5.0))])
     images = [matplotlib.image.imread(io.BytesIO(render(Figure("f", "", "", [p]), "png"))) for p in (panel, flat)]
     np.testing.assert_allclose(images[0], images[1], atol=0.05)
+
+
+@pytest.mark.parametrize("style", ["-", "--", "-.", ":", "o", "o-", "s--", "^:"])
+def test_strokes_and_markers(style: str) -> None:
+    panel = Panel("Panel", "x", "y", [Line("line", X, X, style=style)])
+    assert render(Figure("f", "", "", [panel]), "svg")
+
+
+@pytest.mark.parametrize("style", ["", "oo", "-o", "solid"])
+def test_other_styles_are_refused_where_they_are_written(style: str) -> None:
+    with pytest.raises(SettingError, match="expected a style"):
+        Line("line", X, X, style=style)

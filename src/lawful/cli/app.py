@@ -43,7 +43,8 @@ app = typer.Typer(
     help=HELP.replace("    lawful", "    $ lawful"),
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    pretty_exceptions_show_locals=False,
+    # A programming error is reported best by Python's own traceback.
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -20,9 +20,7 @@ def reproduce(
     paper: Annotated[str, typer.Argument(metavar="[PAPER]", help="Which paper; see --list.")] = DEFAULT_PAPER,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help=f"Where to write. Default: {RUNS_DIR}/PAPER-HASH."
-        ),
+        typer.Option("--out", "-o", metavar="DIR", help=f"Where to write. Default: {RUNS_DIR}/PAPER-HASH."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller nets, fewer seeds: a first look.")] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The seed of all random draws.")] = 0,

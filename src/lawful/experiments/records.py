@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -14,6 +15,8 @@ from lawful.experiments.claims import Claim
 
 Scale: TypeAlias = Literal["linear", "log", "symlog"]
 
+STYLE = re.compile(r"(?=.)(?P<marker>[o.xs^v+D*]?)(?P<stroke>-|--|-\.|:|)")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -25,7 +28,8 @@ class Line:
         y: Ordinates (k,).
         low: Lower edge of the band (k,), or None.
         high: Upper edge of the band (k,), or None.
-        style: A matplotlib line style (``"-"``, ``"--"``, ``":"``) or marker (``"o"``).
+        style: A stroke (``"-"``, ``"--"``, ``"-."``, ``":"``), a marker (one of ``o.xs^v+D*``), or a marker and a
+            stroke (``"o-"``).
         color: Index into the palette; None takes the line's place in its panel.
     """
 
@@ -40,6 +44,10 @@ class Line:
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
             raise SettingError(f"line {self.label!r}: expected both edges of a band or none; got one")
+        if not STYLE.fullmatch(self.style):
+            raise SettingError(
+                f"line {self.label!r}: expected a style such as '-', '--', 'o' or 'o-'; got {self.style!r}"
+            )
         shape = np.shape(self.x)
         for name, values in (("y", self.y), ("low", self.low), ("high", self.high)):
             if values is not None and np.shape(values) != shape:

@@ -166,7 +166,7 @@ def _measure(stages: dict[str, Stage], spec: Spec, store: Store, jobs: int, watc
     """Runs ``stages`` in up to ``jobs`` processes at once; on any failure, and on Ctrl-C, no worker stays behind."""
     if not stages:
         return
-    context = _process_context()
+    context = _process_context({stage.__module__ for stage in stages.values()})
     waiting = list(stages)
     workers: dict[Connection, _Worker] = {}
     with _thread_limits():
@@ -202,9 +202,11 @@ def _receive(worker: _Worker, watcher: Watcher) -> bool:
         kind, *content = worker.messages.recv()
     except EOFError:
         worker.process.join()
+        code = worker.process.exitcode
+        cause = f"killed by signal {-code}; out of memory?" if code < 0 else f"exit code {code}; see its trace above"
         raise StageError(
-            f"stage {worker.stage!r} ended with exit code {worker.process.exitcode} and no answer"
-            " (out of memory, or killed); run the same command again to resume"
+            f"the worker of stage {worker.stage!r} ended without an answer ({cause});"
+            " run the same command again to resume"
         ) from None
     return _HANDLERS[kind](worker, watcher, *content)
 
@@ -273,10 +275,16 @@ def _work(messages: Connection, name: str, stage: Stage, spec: Spec, root: Path)
         sys.exit(1)
 
 
-def _process_context() -> Any:
-    """Processes that start from a clean server where the system has one: a fork would copy threads and their locks."""
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+def _process_context(modules: set[str]) -> Any:
+    """Processes that start from a clean server where the system has one: a fork would copy threads and their locks.
+
+    The server imports the stages' ``modules`` once, for all workers.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(sorted(modules))
+    return context
 
 
 @contextmanager

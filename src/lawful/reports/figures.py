@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lawful.experiments.records import Figure, Line, Panel
+from lawful.experiments.records import STYLE, Figure, Line, Panel
 from lawful.reports.style import SETTINGS, color
 
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.3
@@ -24,8 +24,6 @@ LEGEND_INSIDE = 3
 
 CONSTANT = 1e-6
 """A line whose relative spread is below this is drawn as the constant it is."""
-
-_MARKERS = frozenset("o.xs^v+D*")
 
 
 def render(figure: Figure, format: str) -> bytes:
@@ -75,7 +73,9 @@ def _draw_line(axes: Axes, line: Line, shade: str) -> None:
         axes.fill_between(
             x, np.asarray(line.low, dtype=float), np.asarray(line.high, dtype=float), color=shade, alpha=0.2, lw=0
         )
-    marker, stroke = (line.style, "none") if line.style in _MARKERS else (None, line.style)
+    style = STYLE.fullmatch(line.style)
+    assert style is not None  # Line checks it
+    marker, stroke = style["marker"] or None, style["stroke"] or "none"
     axes.plot(x, y, color=shade, label=line.label or "_", marker=marker, linestyle=stroke)
 
 
