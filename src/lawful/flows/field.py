@@ -116,10 +116,14 @@ class Field:
             if db is not None:
                 np.sum(delta, axis=0, out=db[i])
             if i > 0:
-                delta = self.rule.transport(delta, self.rule.feedback(weights[i], self.states[i]))
+                delta = self._send(i, delta, weights[i])
                 if self.network.activations[i - 1] != "linear":
                     delta *= self._sigmas[i - 1].slope(self._h[i - 1])
         return theta_dot
+
+    def _send(self, i: int, delta: Floats, weight: Floats) -> Floats:
+        """The error that layer i + 1 sends to the activities it reads, from its own δ."""
+        return self.rule.transport(delta, self.rule.feedback(weight, self.states[i]))
 
     def _linear(
         self, weights: list[Floats], biases: list[Floats] | None, dW: list[Floats], db: list[Floats] | None
