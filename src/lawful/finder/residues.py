@@ -18,7 +18,9 @@ PRIME: Final = 8388593
 """The largest prime below 2²³."""
 
 _EXACT_TERMS: Final = 512
-_BLOCK: Final = 64
+_BLOCK: Final = 512
+_CACHED: Final = 1 << 15
+_SMALL: Final = 16
 
 Number: TypeAlias = Any
 """A residue array, a :class:`Dual` of such, or None for an exact zero."""
@@ -26,7 +28,23 @@ Number: TypeAlias = Any
 
 def reduce(x: np.ndarray) -> np.ndarray:
     """The centred residue of an array of exact integers below 2⁵³; zero modulo p becomes exactly 0."""
-    return x - np.rint(x * (1.0 / PRIME)) * PRIME
+    if x.size <= _CACHED:
+        return x - np.rint(x * (1.0 / PRIME)) * PRIME
+    return _reduce_in_place(np.array(x, dtype=np.float64, order="C"))
+
+
+def _reduce_in_place(x: np.ndarray) -> np.ndarray:
+    """Piece by piece, so that the three passes over a large array stay in the cache."""
+    line = x.reshape(-1)
+    quotient = np.empty(min(_CACHED, line.size))
+    for start in range(0, line.size, _CACHED):
+        piece = line[start : start + _CACHED]
+        q = quotient[: piece.size]
+        np.multiply(piece, 1.0 / PRIME, out=q)
+        np.rint(q, out=q)
+        np.multiply(q, PRIME, out=q)
+        np.subtract(piece, q, out=piece)
+    return x
 
 
 @dataclass(slots=True)
@@ -185,11 +203,11 @@ class Echelon:
 
     def _add_block(self, rows: np.ndarray) -> list[int]:
         if self.rank:
-            rows = reduce(rows - product(rows[:, self.pivots], self.basis))
-        rows, kept, pivots = _eliminate(rows)
-        if len(pivots):
+            rows = _minus_product(rows, rows[:, self.pivots], self.basis)
+        rows, kept, pivots = _echelon(rows)
+        if kept:
             if self.rank:
-                self.basis = reduce(self.basis - product(self.basis[:, pivots], rows))
+                self.basis = _minus_product(self.basis, self.basis[:, pivots], rows)
             self.basis = np.concatenate([self.basis, rows])
             self.pivots = np.concatenate([self.pivots, pivots])
         return kept
@@ -201,6 +219,33 @@ class Echelon:
         null[np.arange(len(free)), free] = 1
         null[:, self.pivots] = -self.basis[:, free].T
         return null
+
+
+def _minus_product(rows: np.ndarray, factors: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """rows - factors @ basis; a factor of zeros costs nothing."""
+    rows = np.array(rows, order="C")
+    for start in range(0, factors.shape[1], _EXACT_TERMS - 1):
+        piece = slice(start, start + _EXACT_TERMS - 1)
+        if factors[:, piece].any():
+            np.subtract(rows, factors[:, piece] @ basis[piece], out=rows)
+            _reduce_in_place(rows)
+    return rows
+
+
+def _echelon(rows: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Reduced echelon form by halves, so that nearly all work is BLAS: rows, which were independent, pivots."""
+    if len(rows) <= _SMALL:
+        return _eliminate(rows)
+    half = len(rows) // 2
+    top, kept_top, pivots_top = _echelon(rows[:half])
+    bottom = rows[half:]
+    if kept_top:
+        bottom = _minus_product(bottom, bottom[:, pivots_top], top)
+    bottom, kept_bottom, pivots_bottom = _echelon(bottom)
+    if kept_bottom and kept_top:
+        top = _minus_product(top, top[:, pivots_bottom], bottom)
+    kept = kept_top + [half + r for r in kept_bottom]
+    return np.concatenate([top, bottom]), kept, np.concatenate([pivots_top, pivots_bottom])
 
 
 def _eliminate(rows: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:

@@ -1,0 +1,68 @@
+"""Count and certify the laws of 100 random architectures, and of one network with about 5 000 parameters.
+
+    python benchmarks/law_counts.py [--rule bp] [--large]
+
+50 linear networks (depth 2-4, widths 2-5) and 50 ReLU networks (widths 2-9, half of them with biases, at most 265
+parameters), as in Marcotte, Gribonval & Peyré (2023), whose SageMath code took 34 min and 1 h 53 min on 64 threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import numpy as np
+
+from lawful.finder.search import find_laws
+
+
+def architectures(seed: int = 0) -> list[tuple[str, tuple[int, ...], bool]]:
+    rng = np.random.default_rng(seed)
+    chosen: list[tuple[str, tuple[int, ...], bool]] = []
+    while len(chosen) < 50:
+        widths = tuple(int(n) for n in rng.integers(2, 6, rng.integers(3, 6)))
+        chosen.append(("linear", widths, False))
+    while len(chosen) < 100:
+        widths, bias = tuple(int(n) for n in rng.integers(2, 10, rng.integers(3, 6))), len(chosen) % 2 == 1
+        if sum((n + bias) * m for n, m in zip(widths, widths[1:], strict=False)) <= 265:
+            chosen.append(("relu", widths, bias))
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rule", default="bp")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--large", action="store_true", help="also two networks with about 5 000 parameters")
+    options = parser.parse_args()
+    totals: dict[str, list[float]] = {}
+    for activation, widths, bias in architectures(options.seed):
+        started = time.perf_counter()
+        found = find_laws(widths, rule=options.rule, activation=activation, bias=bias, seed=options.seed)
+        seconds = time.perf_counter() - started
+        row = totals.setdefault(activation, [0, 0, 0, 0.0, 0.0])
+        row[0] += 1
+        row[1] += found.certified
+        row[2] = max(row[2], found.dimension)
+        row[3] += seconds
+        row[4] = max(row[4], seconds)
+        if not found.certified:
+            print("not certified:", found)
+    print(f"{'activation':<12}{'networks':>9}{'certified':>10}{'largest D':>10}{'total s':>9}{'slowest s':>10}")
+    for activation, (count, certified, largest, seconds, slowest) in totals.items():
+        print(f"{activation:<12}{count:>9}{certified:>10}{largest:>10}{seconds:>9.2f}{slowest:>10.2f}")
+    print(f"all 100: {sum(row[3] for row in totals.values()):.2f} s, peak memory {_memory():.2f} GB")
+    if options.large:
+        for activation, widths, bias in (("relu", (50, 50, 45, 3), True), ("linear", (50, 50, 45, 3), False)):
+            started = time.perf_counter()
+            found = find_laws(widths, rule=options.rule, activation=activation, bias=bias, seed=options.seed)
+            print(f"D = {found.dimension}: {found}, {time.perf_counter() - started:.1f} s, {_memory():.2f} GB")
+
+
+def _memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()
