@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lawful.experiments.paper import Paper
-from lawful.experiments.papers.robertson2023 import corollary, depth, figures, law, minimum_norm, rate
+from lawful.experiments.papers.robertson2023 import corollary, depth, digits, figures, law, minimum_norm, rate
 from lawful.experiments.papers.robertson2023.settings import QUICK, Settings
 
 PAPER = Paper(
@@ -22,6 +22,7 @@ PAPER = Paper(
         "corollary": corollary.stage,
         "minnorm": minimum_norm.stage,
         "rate": rate.stage,
+        "digits": digits.stage,
     },
 )
 """The paper as ``lawful reproduce robertson2023`` runs it."""

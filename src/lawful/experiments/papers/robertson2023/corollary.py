@@ -16,6 +16,7 @@ from lawful.experiments.papers.robertson2023.laboratory import (
     flow,
     generator,
     laws,
+    record_times,
     stated_network,
 )
 from lawful.experiments.papers.robertson2023.settings import Settings
@@ -92,6 +93,7 @@ def _bound(settings: Settings, seed: int) -> tuple[list[Claim], list[Panel]]:
     for name in settings.activations:
         if ACTIVATIONS[name].degree is None:
             continue
+        t = record_times(settings)
         layer, floor, neuron, erosion, errors = [], [], [], [], [SMOOTH_TOLERANCE]
         for number in range(settings.seeds):
             field = aligned_field(window_network(settings, seed, number, name), data(settings, seed, number))
@@ -107,7 +109,6 @@ def _bound(settings: Settings, seed: int) -> tuple[list[Claim], list[Panel]]:
             erosion.append(_erosion(settings, field))
             if not field.network.smooth:
                 errors.append(run.error_estimate)
-        t = run.t
         claims += _bound_claims(name, layer, floor, neuron, erosion, float(f"{max(errors):.0e}"))
         lines = (
             band("⟨W₂(t), B₂⟩ / ⟨W₂(0), B₂⟩", t, layer),

@@ -17,6 +17,7 @@ from lawful.experiments.papers.robertson2023.laboratory import (
     data,
     descent,
     every,
+    feedback,
     flow,
     laws,
     stated_network,
@@ -41,8 +42,8 @@ class Run:
 
     def error_bound(self, *, neurons: bool) -> float:
         """What the solver's own error may do to a law, relatively: ‖∇q‖₁ · max |θ − exact|, worst layer or neuron."""
-        weights, feedback = self.field.network.weights, self.field.feedback(self.field.theta0)
-        slopes = [np.abs(w).sum(1) + np.abs(b).sum(0) for w, b in zip(weights[:-1], feedback[1:], strict=True)]
+        weights, back = self.field.network.weights, feedback(self.field)
+        slopes = [np.abs(w).sum(1) + np.abs(b).sum(0) for w, b in zip(weights[:-1], back, strict=True)]
         reach = [s.max() if neurons else s.sum() for s in slopes]
         scales = self.flow_laws.neuron_scales if neurons else self.flow_laws.layer_scales
         return max(float(r) / scale for r, scale in zip(reach, scales, strict=True)) * self.flow.error_estimate

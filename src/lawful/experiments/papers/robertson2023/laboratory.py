@@ -115,17 +115,20 @@ class Laws:
 
 
 def degree(network: Network) -> int:
-    """K of the activation; 1 where it has none (tanh), so that the would-be law can be shown to fail."""
+    """The degree k of the activation; 1 where it has none (tanh), so that the would-be law can be shown to fail."""
     return network.sigmas[0].degree or 1
+
+
+def feedback(field: Field) -> list[Floats]:
+    """B_2 … B_L; B_1 is never used."""
+    return [state["B"] for state in field.states[1:]]
 
 
 def laws(field: Field, theta: Floats) -> Laws:
     """Theorem 5.1's terms along a trajectory θ (T, D)."""
     weights, _ = field.network.unpack(theta)
     k = degree(field.network)
-    alignment = [
-        k * np.einsum("toj,oj->tj", w, b) for w, b in zip(weights[1:], field.feedback(field.theta0)[1:], strict=True)
-    ]
+    alignment = [k * np.einsum("toj,oj->tj", w, b) for w, b in zip(weights[1:], feedback(field), strict=True)]
     energy = [0.5 * (w**2).sum(2) for w in weights[:-1]]
     return Laws(alignment, energy)
 

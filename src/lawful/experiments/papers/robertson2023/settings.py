@@ -41,7 +41,7 @@ class Settings:
     lr: float = 1e-3
     steps: int = 2000
     seeds: int = 5
-    digits_epochs: int = 15
+    digits_epochs: int = 10
 
     def validate(self) -> None:
         """Check types and ranges.

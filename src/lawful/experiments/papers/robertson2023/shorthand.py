@@ -47,7 +47,7 @@ def negligible(id: str, source: str, statement: str, measured: float, bound: flo
     return Claim.at_most(id, source, statement, seen, bound, corrects=corrects)
 
 
-def spread(values: Sequence[float]) -> str:
-    """The range of a few numbers, to two digits: "3.9–6.0"."""
-    low, high = min(values), max(values)
-    return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}–{high:.2g}"
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The range of a few numbers, to two significant digits: "3.9–6.0"."""
+    low, high = (f"{value:.{digits}g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
