@@ -28,8 +28,9 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.grid": True,
-    "axes.formatter.useoffset": True,
-    "axes.formatter.limits": (-3, 4),
+    # 0.99995, not 9.5e-5 + 0.9999 in a corner.
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 5),
     "axes.formatter.use_mathtext": True,
     "grid.color": GRID,
     "grid.alpha": 0.25,

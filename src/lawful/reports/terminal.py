@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -13,23 +13,26 @@ from lawful.reports.claims import SIGNS, WORDS, expectation, number
 
 _COLORS: Mapping[Verdict, str] = {"holds": "green", "fails": "bold red", "corrects-the-paper": "yellow"}
 
-STATEMENT_WIDTH = 150
-"""Terminals at least this wide also show each claim's sentence."""
+SOURCE_WIDTH, STATEMENT_WIDTH = 110, 150
+"""Terminals at least this wide also show where each claim is stated, and its sentence."""
 
 
 def claims_table(claims: Sequence[Claim], width: int) -> Table:
     """``claims`` as a rich table for a terminal of ``width`` columns."""
+    columns: dict[str, tuple[int, Callable[[Claim], str]]] = {
+        "statement": (STATEMENT_WIDTH, lambda claim: claim.statement),
+        "source": (SOURCE_WIDTH, lambda claim: claim.source),
+        "expected": (0, expectation),
+        "measured": (0, lambda claim: number(claim.measured)),
+    }
+    shown = {name: cell for name, (least, cell) in columns.items() if width >= least}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("claim", overflow="fold")
-    if width >= STATEMENT_WIDTH:
-        table.add_column("statement", overflow="fold")
-    for name in ("source", "expected", "measured"):
+    # An id broken in two can neither be read nor copied.
+    table.add_column("claim", no_wrap=True)
+    for name in shown:
         table.add_column(name, overflow="fold")
     table.add_column("verdict", no_wrap=True)
     for claim in claims:
-        color = _COLORS[claim.verdict]
-        sentence = [Text(claim.statement)] if width >= STATEMENT_WIDTH else []
-        verdict = Text(f"{SIGNS[claim.verdict]} {WORDS[claim.verdict]}", style=color)
-        cells = [Text(claim.source), Text(expectation(claim)), Text(number(claim.measured))]
-        table.add_row(Text(claim.id), *sentence, *cells, verdict)
+        verdict = Text(f"{SIGNS[claim.verdict]} {WORDS[claim.verdict]}", style=_COLORS[claim.verdict])
+        table.add_row(Text(claim.id), *(Text(cell(claim)) for cell in shown.values()), verdict)
     return table
