@@ -11,8 +11,11 @@ from torch import nn
 from lawful.attachment.base import Attachment as Attachment
 from lawful.attachment.base import attachment_of as attachment_of
 from lawful.attachment.coverage import Site, check_patterns, choose, survey
+from lawful.attachment.distributed import give_to_ddp, keep_from_ddp
 from lawful.attachment.direct import DirectAttachment
-from lawful.attachment.swap import FeedbackLeaf, swap, unswap
+from lawful.attachment.leaf import FeedbackLeaf, buffer_name
+from lawful.attachment.reparametrised import read_weight
+from lawful.attachment.swap import swap, unswap
 from lawful.errors import CoverageError
 from lawful.rules.backprop import Backprop
 from lawful.rules.base import Rule, generator_for
@@ -62,48 +65,71 @@ class LayerAttachment(Attachment):
         chosen = {site.name: (site, choose(rule, site)) for site in found.sites}
         uncovered = dict(found.uncovered)
         uncovered |= {n: "no pattern matches it: add '*': Backprop()" for n, (_, r) in chosen.items() if r is None}
+        uncovered |= {n: _NEEDS_PARAMETER for n, (s, r) in chosen.items() if r is not None and r.learns and s.computed}
         if uncovered and strict:
             lines = "; ".join(f"{name}: {why}" for name, why in uncovered.items())
             raise CoverageError(f"errors would travel through weights that no rule replaces (strict=True). {lines}")
-        self.rules = {n: r.bind(n) for n, (_, r) in chosen.items() if r is not None}
+        self.rules = {n: r.bind(n) for n, (_, r) in chosen.items() if r is not None and n not in uncovered}
         self.coverage = {n: f"fed back by {r!r}" for n, r in self.rules.items()}
-        self.coverage |= dict(found.reasons) | {n: f"NOT COVERED: {why}" for n, why in uncovered.items()}
-        self._leaves: dict[str, tuple[nn.Module, str]] = {}
-        self._swap([site for site, r in chosen.values() if r is not None])
+        self.coverage |= {twin.name: f"tied to {n}" for n in self.rules for twin in found.tied.get(n, ())}
+        self.coverage |= found.reasons | {n: f"NOT COVERED: {why}" for n, why in uncovered.items()}
+        self._owners = {s.name: (s, *found.tied.get(s.name, ())) for s in found.sites}
+        self._swap()
         self._enter()
 
-    def _swap(self, sites: list[Site]) -> None:
-        states = {s.name: _initial_state(self.rules[s.name], s) for s in sites}  # all may raise before any is swapped
-        for site in sites:
-            self._leaves[site.name] = (site.module, site.weight)
-        for module in dict.fromkeys(site.module for site in sites):
-            mine = [site for site in sites if site.module is module]
-            if all(isinstance(self.rules[site.name], Backprop) for site in mine):
+    def _swap(self) -> None:
+        sites = {name: owners[0] for name, owners in self._owners.items()}
+        rules = {name: self.rules.get(name, Backprop()) for name in sites}
+        states = {n: initial_state(rules[n], s) for n, s in sites.items()}  # all may raise before any is swapped
+        leaves: dict[nn.Module, dict[str, str]] = {}
+        for name, owners in self._owners.items():
+            for site in owners:
+                leaves.setdefault(site.module, {})[site.weight] = name
+        kinds = {site.module: site.leaf for owners in self._owners.values() for site in owners}
+        for module, weights in leaves.items():
+            if all(isinstance(rules[name], Backprop) for name in weights.values()):
                 continue  # autograd is the rule
-            swap(module, {s.weight: self.rules[s.name] for s in mine}, {s.weight: states[s.name] for s in mine})
+            swap(
+                module,
+                kinds[module],
+                {weight: rules[name] for weight, name in weights.items()},
+                {weight: states[name] for weight, name in weights.items()},
+            )
+        fixed = {n for n in sites if is_independent_of_weight(rules[n], sites[n], states[n])}
+        keep_from_ddp(self.model, (site for n in fixed for site in self._owners[n]))
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """The live rule state of one weight: {"B": …} for feedback alignment, {} for backpropagation."""
-        module, weight = self._leaves[name]
-        return module.rule_state(weight) if isinstance(module, FeedbackLeaf) else {}
+        first, *twins = self._owners[name]
+        if not isinstance(first.module, FeedbackLeaf):
+            return {}
+        state = first.module.rule_state(first.weight)
+        for twin in twins:  # ``.to(…)`` converts each owner's buffers apart
+            for key, tensor in state.items():
+                setattr(twin.module, buffer_name(twin.weight, key), tensor)
+        return state
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The weight of this dotted name, as it is now."""
+        site = self._owners[name][0]
+        return read_weight(site.module, site.weight)
 
     def feedback_of(self, name: str) -> torch.Tensor:
         """B of one weight, as the backward pass would read it now."""
-        module, weight = self._leaves[name]
-        return self.rules[name].feedback(getattr(module, weight).detach(), self.state(name))
+        return self.rules[name].feedback(self.weight(name).detach(), self.state(name))
 
     def remove(self) -> None:
         """Restore backpropagation bitwise; parameters, and so optimizer states, are untouched."""
-        for module in dict.fromkeys(module for module, _ in self._leaves.values()):
+        for module in dict.fromkeys(site.module for owners in self._owners.values() for site in owners):
             if isinstance(module, FeedbackLeaf):
                 unswap(module)
+        give_to_ddp(self.model)
         self._leave()
 
     def _act(self) -> None:
         for name, rule in self.rules.items():
-            module, weight = self._leaves[name]
-            rule.project(getattr(module, weight))
-            rule.after_step(getattr(module, weight), self.state(name))
+            rule.project(self.weight(name))
+            rule.after_step(self.weight(name), self.state(name))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.
@@ -118,12 +144,26 @@ class LayerAttachment(Attachment):
         self.steps = int(saved["steps"])
 
     def _entries(self) -> dict[str, Any]:
-        return {n: [repr(r), list(getattr(*self._leaves[n]).shape)] for n, r in self.rules.items()}
+        return {n: [repr(r), list(self.weight(n).shape)] for n, r in self.rules.items()}
 
-    def _learners(self) -> Iterator[tuple[Rule, nn.Parameter]]:
-        return ((rule, getattr(*self._leaves[name])) for name, rule in self.rules.items() if rule.learns)
+    def _learners(self) -> Iterator[tuple[Rule, torch.Tensor]]:
+        return ((rule, self.weight(name)) for name, rule in self.rules.items() if rule.learns)
 
 
-def _initial_state(rule: Rule, site: Site) -> dict[str, torch.Tensor]:
+_NEEDS_PARAMETER = (
+    "it is computed from other parameters (weight_norm, pruning, …) and the rule learns its feedback from the weight's "
+    "steps: remove the reparametrisation, or give this weight a rule with fixed feedback"
+)
+
+
+def initial_state(rule: Rule, site: Site, weight: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """The state a rule starts with at one weight (or at another ``weight`` in its place)."""
     with torch.no_grad():
-        return rule.init(getattr(site.module, site.weight), generator_for(rule.seed, site.name))
+        weight = read_weight(site.module, site.weight).detach() if weight is None else weight
+        return rule.init(weight, generator_for(rule.seed, site.name))
+
+
+def is_independent_of_weight(rule: Rule, site: Site, state: dict[str, torch.Tensor]) -> bool:
+    """Whether every process starts with this state even if their weights differ."""
+    other = initial_state(rule, site, torch.zeros_like(read_weight(site.module, site.weight)))
+    return all(torch.equal(tensor, other[key]) for key, tensor in state.items())

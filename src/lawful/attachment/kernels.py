@@ -1,114 +1,39 @@
-"""Affine maps whose backward pass reads B where the weight stands; one autograd Function per affine map and per tracer.
-
-Eager code takes the combined ``forward(ctx, …)``, the cheapest call; ``torch.compile`` needs ``setup_context`` and no
-jvp; ``torch.func`` needs ``setup_context``, a generated vmap rule, and a jvp, which uses the true W because forward
-mode sends no error back.
-"""
+"""The affine operations that carry errors through B: linear maps and convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import Function
 
-from lawful.attachment.guard import final
-
-Transport = Callable[..., torch.Tensor]
-"""``Rule.transport`` when a rule overrides it; None stands for δB."""
+from lawful.attachment.kernel import Gradients, Transport, cast_for_autocast, feedback_kernel
 
 
-def cast_for_autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """The tensors as autocast would hand them to an affine op, cast where autograd can see it."""
-    device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+def _linear_forward(
+    weight: torch.Tensor, bias: torch.Tensor | None, inputs: tuple[torch.Tensor, ...], options: Any
+) -> torch.Tensor:
+    return F.linear(inputs[0], weight, bias)
 
 
 def _linear_gradients(
-    needs: tuple[bool, ...], transport: Transport | None
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, ...]]:
-    def compute(
-        delta: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, B: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        error = weight_gradient = bias_gradient = None
-        flat = delta.reshape(-1, delta.shape[-1])
-        if needs[0]:
-            error = delta @ B if transport is None else transport(delta, B)
-        if needs[1]:
-            weight_gradient = flat.t() @ x.reshape(-1, x.shape[-1])
-        if needs[2]:
-            bias_gradient = flat.sum(0)
-        return error, weight_gradient, bias_gradient
-
-    return compute
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    B: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    options: Any,
+    transport: Transport | None,
+    needs: tuple[bool, ...],
+) -> Gradients:
+    x, flat = inputs[0], delta.reshape(-1, delta.shape[-1])
+    error = None
+    if needs[2]:
+        error = delta @ B if transport is None else transport(delta, B)
+    return flat.t() @ x.reshape(-1, x.shape[-1]) if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 
-class _Linear(Function):
-    """h = a Wᵀ + b; back: δB, δᵀa, Σδ."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, B: Any, transport: Transport | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, B)
-        ctx.transport = transport
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        compute = _linear_gradients(ctx.needs_input_grad, ctx.transport)
-        return *final(compute, delta, *ctx.saved_tensors), None, None
-
-
-class _LinearCompiled(Function):
-    @staticmethod
-    def forward(x: Any, weight: Any, bias: Any, B: Any, transport: Transport | None) -> torch.Tensor:
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, B, transport = inputs
-        ctx.save_for_backward(x, weight, B)
-        ctx.transport = transport
-
-    @staticmethod
-    def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # torch.compile itself refuses a second backward, so no guard is traced.
-        compute = _linear_gradients(ctx.needs_input_grad, ctx.transport)
-        return *compute(delta, *ctx.saved_tensors), None, None
-
-
-class _LinearTransformed(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Any, weight: Any, bias: Any, B: Any, transport: Transport | None) -> torch.Tensor:
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, B, transport = inputs
-        ctx.save_for_backward(x, weight, B)
-        ctx.save_for_forward(x, weight)
-        ctx.transport = transport
-
-    @staticmethod
-    def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        compute = _linear_gradients(ctx.needs_input_grad, ctx.transport)
-        return *final(compute, delta, *ctx.saved_tensors), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, x_t: Any, weight_t: Any, bias_t: Any, B_t: Any, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight = ctx.saved_tensors
-        terms = [
-            F.linear(x_t, weight) if x_t is not None else None,
-            F.linear(x, weight_t) if weight_t is not None else None,
-            bias_t.expand(x.shape[:-1] + bias_t.shape) if bias_t is not None else None,
-        ]
-        return sum(term for term in terms if term is not None)
+_linear = feedback_kernel("FeedbackLinear", _linear_forward, _linear_gradients)
 
 
 def linear(
@@ -123,8 +48,113 @@ def linear(
     Shapes: x (…, in), weight and B (out, in), bias (out,) or None; the result is (…, out).
     """
     x, weight, bias, B = cast_for_autocast(x, weight, bias, B)  # pyright: ignore[reportAssignmentType]
-    if torch.compiler.is_compiling():
-        return _LinearCompiled.apply(x, weight, bias, B, transport)  # pyright: ignore[reportReturnType]
-    if torch._C._are_functorch_transforms_active():
-        return _LinearTransformed.apply(x, weight, bias, B, transport)  # pyright: ignore[reportReturnType]
-    return _Linear.apply(x, weight, bias, B, transport)  # pyright: ignore[reportReturnType]
+    return _linear((), transport, weight, bias, B, x)
+
+
+def _addmm_forward(
+    weight: torch.Tensor, bias: torch.Tensor | None, inputs: tuple[torch.Tensor, ...], options: Any
+) -> torch.Tensor:
+    x = inputs[0]
+    flat = x.reshape(-1, x.shape[-1])
+    out = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+    return out.reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def _transposed_adjoint(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    return delta @ B.t()
+
+
+def _addmm_gradients(
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    B: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    options: Any,
+    transport: Transport | None,
+    needs: tuple[bool, ...],
+) -> Gradients:
+    x, flat = inputs[0], delta.reshape(-1, delta.shape[-1])
+    error = None
+    if needs[2]:
+        error = delta @ B.t() if transport is None else transport(delta, B, _transposed_adjoint)
+    return x.reshape(-1, x.shape[-1]).t() @ flat if needs[0] else None, flat.sum(0) if needs[1] else None, error
+
+
+_addmm = feedback_kernel("FeedbackTransposedLinear", _addmm_forward, _addmm_gradients)
+
+
+def transposed_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    B: torch.Tensor,
+    transport: Transport | None = None,
+) -> torch.Tensor:
+    """``x @ weight + bias``, bitwise ``torch.addmm`` on flattened inputs; its input receives δBᵀ.
+
+    Shapes: x (…, in), weight and B (in, out), bias (out,); the result is (…, out). Hugging Face's Conv1D.
+    """
+    x, weight, bias, B = cast_for_autocast(x, weight, bias, B)  # pyright: ignore[reportAssignmentType]
+    return _addmm((), transport, weight, bias, B, x)
+
+
+class ConvOptions(NamedTuple):
+    """What ``torch.convolution`` takes after its tensors."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+def _conv_forward(
+    weight: torch.Tensor, bias: torch.Tensor | None, inputs: tuple[torch.Tensor, ...], options: ConvOptions
+) -> torch.Tensor:
+    return torch.convolution(inputs[0], weight, bias, *options)
+
+
+def _conv_adjoint(x: torch.Tensor, options: ConvOptions) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def adjoint(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.convolution_backward(delta, x, B, None, *options, (True, False, False))[0]
+
+    return adjoint
+
+
+def _conv_gradients(
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    B: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    options: ConvOptions,
+    transport: Transport | None,
+    needs: tuple[bool, ...],
+) -> Gradients:
+    # The weight's gradient never reads the weight, so that one call with B in its slot gives all three.
+    out_channels = delta.shape[1]
+    plain = needs[2] and transport is None
+    mask = (plain, needs[0], needs[1])
+    error, weight_g, bias_g = torch.ops.aten.convolution_backward(delta, inputs[0], B, (out_channels,), *options, mask)
+    if needs[2] and transport is not None:
+        error = transport(delta, B, _conv_adjoint(inputs[0], options))
+    return weight_g, bias_g, error
+
+
+_conv = feedback_kernel("FeedbackConvolution", _conv_forward, _conv_gradients)
+
+
+def convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    B: torch.Tensor,
+    options: ConvOptions,
+    transport: Transport | None = None,
+) -> torch.Tensor:
+    """``torch.convolution``, bitwise; its input receives the adjoint convolution of δ with B.
+
+    Shapes: x (n, in, …), weight and B (out, in/groups, …) or, transposed, (in, out/groups, …), bias (out,) or None.
+    """
+    x, weight, bias, B = cast_for_autocast(x, weight, bias, B)  # pyright: ignore[reportAssignmentType]
+    return _conv(options, transport, weight, bias, B, x)

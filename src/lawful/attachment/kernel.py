@@ -1,0 +1,193 @@
+"""One autograd Function per affine operation and per tracer, from a forward pass and its gradients stated once.
+
+Eager code takes the combined ``forward(ctx, …)``, the cheapest call; ``torch.compile`` needs ``setup_context`` and no
+jvp; ``torch.func`` needs ``setup_context``, a generated vmap rule, and a jvp, which uses the true W because forward
+mode sends no error back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.autograd import Function
+
+from lawful.attachment.guard import final
+
+Transport = Callable[..., torch.Tensor]
+"""``Rule.transport`` when a rule overrides it; None stands for the plain adjoint."""
+
+Gradients = tuple[torch.Tensor | None, ...]
+
+
+class Forward(Protocol):
+    """h = f(inputs, W) + b."""
+
+    def __call__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, inputs: tuple[torch.Tensor, ...], options: Any
+    ) -> torch.Tensor: ...
+
+
+class Backward(Protocol):
+    """(∂W, ∂b, errors sent to the inputs …), the last by B where W stands; None where ``needs`` says no."""
+
+    def __call__(
+        self,
+        delta: torch.Tensor,
+        weight: torch.Tensor,
+        B: torch.Tensor,
+        inputs: tuple[torch.Tensor, ...],
+        options: Any,
+        transport: Transport | None,
+        needs: tuple[bool, ...],
+    ) -> Gradients: ...
+
+
+class Kernel(Protocol):
+    """An affine operation with feedback: bitwise its forward pass, errors through B."""
+
+    def __call__(
+        self,
+        options: Any,
+        transport: Transport | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        B: torch.Tensor,
+        *inputs: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+class Tangent(Protocol):
+    """Forward mode: the tangent of h from tangents of W, b and the inputs (None where there is none)."""
+
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        inputs: tuple[torch.Tensor, ...],
+        options: Any,
+        weight_t: torch.Tensor | None,
+        bias_t: torch.Tensor | None,
+        inputs_t: tuple[torch.Tensor | None, ...],
+    ) -> torch.Tensor: ...
+
+
+def multilinear_tangent(forward: Forward) -> Tangent:
+    """The product rule, for operations linear in W and in each input."""
+
+    def tangent(
+        weight: torch.Tensor,
+        inputs: tuple[torch.Tensor, ...],
+        options: Any,
+        weight_t: torch.Tensor | None,
+        bias_t: torch.Tensor | None,
+        inputs_t: tuple[torch.Tensor | None, ...],
+    ) -> torch.Tensor:
+        terms = [
+            forward(weight, None, (*inputs[:i], x_t, *inputs[i + 1 :]), options)
+            for i, x_t in enumerate(inputs_t)
+            if x_t is not None
+        ]
+        if weight_t is not None or bias_t is not None:
+            terms.append(forward(torch.zeros_like(weight) if weight_t is None else weight_t, bias_t, inputs, options))
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    return tangent
+
+
+def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: Tangent | None = None) -> Kernel:
+    """Make the kernel of an operation.
+
+    Args:
+        name: what profilers show.
+        forward: the operation; its result must be bitwise that of the module it stands for.
+        gradients: what the backward pass returns.
+        tangent: forward mode; by default the product rule.
+    """
+    push = multilinear_tangent(forward) if tangent is None else tangent
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.options, ctx.transport, weight, _, B, *rest = inputs
+        ctx.save_for_backward(weight, B, *rest)
+        ctx.save_for_forward(weight, B, *rest)
+
+    def guarded(ctx: Any, delta: Any) -> Any:
+        options, transport, needs = ctx.options, ctx.transport, ctx.needs_input_grad
+        needs = (needs[2], needs[3], *needs[5:])
+
+        def compute(delta: torch.Tensor, weight: torch.Tensor, B: torch.Tensor, *inputs: torch.Tensor) -> Gradients:
+            return gradients(delta, weight, B, inputs, options, transport, needs)
+
+        weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
+        return None, None, weight_g, bias_g, None, *errors
+
+    class Eager(Function):
+        @staticmethod
+        def forward(ctx: Any, options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
+            ctx.save_for_backward(weight, B, *inputs)
+            ctx.options, ctx.transport = options, transport
+            return forward(weight, bias, inputs, options)
+
+        backward = staticmethod(guarded)
+
+    class Compiled(Function):
+        @staticmethod
+        def forward(options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
+            return forward(weight, bias, inputs, options)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.options, ctx.transport, weight, _, B, *rest = inputs
+            ctx.save_for_backward(weight, B, *rest)
+
+        @staticmethod
+        def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            # torch.compile itself refuses a second backward, so no guard is traced.
+            weight, B, *inputs = ctx.saved_tensors
+            needs = ctx.needs_input_grad
+            needs = (needs[2], needs[3], *needs[5:])
+            weight_g, bias_g, *errors = gradients(delta, weight, B, tuple(inputs), ctx.options, ctx.transport, needs)
+            return None, None, weight_g, bias_g, None, *errors
+
+    class Transformed(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
+            return forward(weight, bias, inputs, options)
+
+        setup_context = staticmethod(setup)
+        backward = staticmethod(guarded)
+
+        @staticmethod
+        def jvp(ctx: Any, _o: Any, _t: Any, weight_t: Any, bias_t: Any, _B: Any, *inputs_t: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            weight, _, *inputs = ctx.saved_tensors
+            return push(weight, tuple(inputs), ctx.options, weight_t, bias_t, inputs_t)
+
+    for function in (Eager, Compiled, Transformed):
+        function.__name__ = function.__qualname__ = f"{name}{function.__name__}"
+
+    def kernel(
+        options: Any,
+        transport: Transport | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        B: torch.Tensor,
+        *inputs: torch.Tensor,
+    ) -> Any:
+        if torch.compiler.is_compiling():
+            return Compiled.apply(options, transport, weight, bias, B, *inputs)
+        if torch._C._are_functorch_transforms_active():
+            return Transformed.apply(options, transport, weight, bias, B, *inputs)
+        return Eager.apply(options, transport, weight, bias, B, *inputs)
+
+    return kernel
+
+
+def cast_for_autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The tensors as autocast would hand them to an affine op, cast where autograd can see it."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
