@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from lawful.attachment.attachment import Attachment as Attachment
     from lawful.attachment.attachment import attach as attach
     from lawful.attachment.attachment import attachment_of as attachment_of
+    from lawful.checking import LawCheck as LawCheck
+    from lawful.checking import assert_lawful as assert_lawful
+    from lawful.checking import lawcheck as lawcheck
     from lawful.conservation.base import Law as Law
     from lawful.conservation.base import LawSet as LawSet
     from lawful.conservation.derive import laws_of as laws_of
@@ -62,6 +65,9 @@ _HOME = {
     "DirectRule": "lawful.rules.direct_base",
     "rule_named": "lawful.rules.registry",
     "parse_rule": "lawful.rules.registry",
+    "lawcheck": "lawful.checking",
+    "assert_lawful": "lawful.checking",
+    "LawCheck": "lawful.checking",
     "laws_of": "lawful.conservation.derive",
     "Law": "lawful.conservation.base",
     "LawSet": "lawful.conservation.base",

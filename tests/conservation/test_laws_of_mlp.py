@@ -12,7 +12,7 @@ from lawful.conservation.base import Law
 from lawful.conservation.derive import laws_of
 
 RULES = {
-    "bp": lambda: lawful.Backprop(),
+    "bp": lawful.Backprop,
     "fa": lambda: lawful.FeedbackAlignment(seed=3),
 }
 

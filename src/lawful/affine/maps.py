@@ -38,14 +38,18 @@ class AffineMap:
 
 
 def linear(
-    weight: str, shape: tuple[int, ...], bias: str | None = None, window: tuple[int, int] | None = None
+    weight: str,
+    shape: tuple[int, ...],
+    bias: str | None = None,
+    window: tuple[int, int] | None = None,
+    part: str = "",
 ) -> AffineMap:
     """``x Wᵀ + b`` with W (out, in); ``window`` picks rows of a packed weight."""
     rows = (shape[0] if window is None else window[1] - window[0], shape[1])
     return AffineMap(
-        Slices(weight, rows, (0,), "[j]", window),
-        Slices(weight, rows, (1,), "[:, j]", window),
-        None if bias is None else vector(bias, rows[0], window),
+        Slices(weight, rows, (0,), "[j]", window, part),
+        Slices(weight, rows, (1,), "[:, j]", window, part),
+        None if bias is None else vector(bias, rows[0], window, part),
     )
 
 
@@ -89,7 +93,10 @@ def embedding(weight: str, shape: tuple[int, ...]) -> AffineMap:
 def scale(weight: str | None, bias: str | None, size: int) -> AffineMap:
     """The affine part of a norm, γ ⊙ x̂ + β."""
     return AffineMap(
-        None if weight is None else vector(weight, size), None, None if bias is None else vector(bias, size)
+        None if weight is None else vector(weight, size),
+        None,
+        None if bias is None else vector(bias, size),
+        groups=size,
     )
 
 

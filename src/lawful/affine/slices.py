@@ -21,6 +21,7 @@ class Slices:
         keep: the axes whose index names a line; lines are numbered in row-major order over them.
         letter: how a formula writes the line, "[j]" or "[:, j]".
         window: rows [start, stop) of a packed parameter, such as Q in the QKV projection.
+        part: what the packed rows are called, "query".
     """
 
     parameter: str
@@ -28,6 +29,13 @@ class Slices:
     keep: tuple[int, ...]
     letter: str = "[j]"
     window: tuple[int, int] | None = None
+    part: str = ""
+
+    @property
+    def site(self) -> str:
+        """Dotted name of the module (and its part) that the parameter belongs to."""
+        module = self.parameter.rpartition(".")[0] or self.parameter
+        return f"{module}.{self.part}" if self.part else module
 
     @property
     def count(self) -> int:
@@ -68,6 +76,6 @@ class Slices:
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]
 
 
-def vector(parameter: str, size: int, window: tuple[int, int] | None = None) -> Slices:
+def vector(parameter: str, size: int, window: tuple[int, int] | None = None, part: str = "") -> Slices:
     """The lines of a bias, or of a norm's scale: one element per channel."""
-    return Slices(parameter, (size,), (0,), "[j]", window)
+    return Slices(parameter, (size,), (0,), "[j]", window, part)

@@ -12,6 +12,7 @@ These are linear equations with exact coefficients. Eliminating what is unknown 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,17 +63,18 @@ class Balance:
     """Collects the equations, then solves them."""
 
     size: int = 0
-    reasons: dict[int, str] = field(default_factory=dict)
-    _blocks: list[tuple[int, int, Known | None, bool]] = field(default_factory=list)
+    reasons: dict[int, set[str]] = field(default_factory=dict)
+    blocks: list[tuple[int, int, Known | None, bool]] = field(default_factory=list)
     _entries: list[tuple[Ids, Ids, np.ndarray, Ids]] = field(default_factory=list)
-    _reads: list[tuple[Ids, Ids, np.ndarray, Ids]] = field(default_factory=list)
-    _links: list[tuple[Ids, Ids]] = field(default_factory=list)
+    reads: list[tuple[Ids, Ids, np.ndarray, Ids]] = field(default_factory=list)
+    links: list[tuple[Ids, Ids]] = field(default_factory=list)
+    equation_calls: list[list[tuple[Ids, float]]] = field(default_factory=list)
     _equations: int = 0
     _equation_blocks: list[int] = field(default_factory=list)
 
     def fresh(self, count: int, *, known: Known | None = None, activation: bool = False) -> Ids:
-        """New variables: known quantities, channels of an activation (whose readers must account for E), or unknowns."""
-        self._blocks.append((self.size, count, known, activation))
+        """New variables: known quantities, channels of an activation (its readers account for its E), or unknowns."""
+        self.blocks.append((self.size, count, known, activation))
         ids = np.arange(self.size, self.size + count)
         self.size += count
         return ids
@@ -80,10 +82,11 @@ class Balance:
     def read(self, source: Ids, into: Ids, coefficient: float = 1, key: Ids | int = 0) -> None:
         """A reader adds coefficient · E(into) to E(source), elementwise over the two lists."""
         keys = np.broadcast_to(np.asarray(key), source.shape)
-        self._reads.append((source, into, np.full(source.shape, float(coefficient)), keys))
+        self.reads.append((source, into, np.full(source.shape, float(coefficient)), keys))
 
     def equate(self, count: int, entries: Sequence[tuple[Ids, Ids, float]], key: Ids | int = 0) -> None:
         """``count`` equations Σ coefficient · variable = 0; an entry is (equation, variable, coefficient)."""
+        self.equation_calls.append([(variable, coefficient) for _, variable, coefficient in entries])
         for equation, variable, coefficient in entries:
             keys = np.broadcast_to(np.asarray(key), (count,))[equation]
             self._entries.append(
@@ -92,10 +95,27 @@ class Balance:
         self._equation_blocks += [len(self._equation_blocks)] * count if count else []
         self._equations += count
 
+    def plain_reads(self) -> Iterator[tuple[Ids, Ids, bool]]:
+        """Reads as (source, into, whether the error passes unchanged up to a factor common to all channels)."""
+        for source, into, coefficient, keys in self.reads:
+            yield source, into, bool((keys == 0).all() and (coefficient == 1).all())
+
+    def _block_of(self, variable: int) -> tuple[int, int, Known | None, bool]:
+        return self.blocks[bisect_right(self.blocks, variable, key=lambda block: block[0]) - 1]
+
+    def is_activation(self, variable: int) -> bool:
+        """Whether a variable is a channel of an activation."""
+        return self._block_of(variable)[3]
+
+    def is_blind(self, variable: int) -> bool:
+        """Whether a variable is what a norm adds: nothing, in its limit."""
+        known = self._block_of(variable)[2]
+        return known is not None and known.term is None
+
     def spoil(self, ids: Ids, reason: str) -> None:
         """An unknown amount is added to the E of these channels, for this reason."""
         for i in np.unique(ids).tolist():
-            self.reasons.setdefault(i, reason)
+            self.reasons.setdefault(i, set()).add(reason)
 
     def _rows(self) -> tuple[Ids, Ids, np.ndarray, Ids]:
         """All equations as (equation, variable, coefficient, key); equation numbers of equal kind are sortable."""
@@ -103,13 +123,13 @@ class Balance:
         spoiled = np.zeros(self.size, dtype=bool)
         spoiled[list(self.reasons)] = True
         balanced = np.zeros(self.size, dtype=bool)
-        for start, count, _, activation in self._blocks:
+        for start, count, _, activation in self.blocks:
             balanced[start : start + count] = activation
         balanced &= ~spoiled
         base = self._equations
         ids = np.nonzero(balanced)[0]
         parts.append((ids + base, ids, np.ones(len(ids)), np.zeros(len(ids), dtype=np.int64)))
-        for source, into, coefficient, keys in self._reads:
+        for source, into, coefficient, keys in self.reads:
             mask = balanced[source]
             parts.append((source[mask] + base, into[mask], -coefficient[mask], keys[mask]))
             # a spoiled source still tells which channels hang together: no equation, nothing to solve
@@ -120,7 +140,7 @@ class Balance:
         if not self._entries:
             return
         equation, variable, coefficient, key = self._rows()
-        starts = np.array([block[0] for block in self._blocks])
+        starts = np.array([block[0] for block in self.blocks])
         block_of = np.searchsorted(starts, np.arange(self.size), side="right") - 1
         count = int(equation.max()) + 1
         graph = coo_array(
@@ -163,7 +183,7 @@ class Balance:
         self, block_of: Ids, local: Ids, row: Ids, weights: np.ndarray, members: list[tuple[np.ndarray, tuple]]
     ) -> Iterator[Relation]:
         names = np.stack([ids for ids, _ in members])  # (channels, variables)
-        known = [self._blocks[block_of[i]][2] for i in names[0]]
+        known = [self.blocks[block_of[i]][2] for i in names[0]]
         rows: dict[int, dict] = defaultdict(dict)
         for l, r, w in zip(local.tolist(), row.tolist(), weights.tolist(), strict=True):
             rows[r][l] = rows[r].get(l, Fraction(0)) + Fraction(w)
@@ -177,21 +197,21 @@ class Balance:
             for l, c in solution.items():
                 block = known[l]
                 assert block is not None
-                parts.append((block, c, names[:, l] - self._blocks[block_of[names[0, l]]][0]))
+                parts.append((block, c, names[:, l] - self.blocks[block_of[names[0, l]]][0]))
             yield Relation(parts, np.array(labels))
 
     def link(self, source: Ids, into: Ids) -> None:
         """Amounts ``source`` flow on into the channels ``into``, by an equation: for :meth:`reasons_near`."""
-        self._links.append((source, into))
+        self.links.append((source, into))
 
     def reasons_near(self, ids: Ids) -> list[str]:
         """Why channels downstream of ``ids`` are spoiled, the most frequent reason first."""
-        pairs = [(source, into) for source, into, _, _ in self._reads] + self._links
+        pairs = [(source, into) for source, into, _, _ in self.reads] + self.links
         reached = np.zeros(self.size, dtype=bool)
         reached[ids] = True
         before = -1
         while before != (before := int(reached.sum())):
             for source, into in pairs:
                 reached[into[reached[source]]] = True
-        counts = Counter(reason for i, reason in self.reasons.items() if reached[i])
+        counts = Counter(reason for i, why in self.reasons.items() if reached[i] for reason in sorted(why))
         return [reason for reason, _ in counts.most_common()]

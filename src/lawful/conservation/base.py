@@ -1,4 +1,4 @@
-"""What a conservation law is: a function of the parameters, its rate along a direction, and its exact drift over a step."""
+"""What a law is: a function of the parameters, its rate along a direction, and its exact drift over a step."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Law(abc.ABC):
         return self.value(moved) - self.value(theta) - self.rate(theta, delta)
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
-        """Sum of the absolute terms of :meth:`rate`: what a violation is relative to."""
+        """What a violation is relative to: the rate with every product in it counted by its absolute value."""
         return self.rate(theta, v).abs()
 
     def __repr__(self) -> str:

@@ -15,18 +15,24 @@ from lawful.affine.maps import AffineMap, is_hf_conv1d
 from lawful.affine.slices import Slices
 from lawful.attachment.attachment import Attachment, attachment_of
 from lawful.conservation import elementwise, layers
-from lawful.conservation.balance import NOT_LINEAR, Relation
+from lawful.conservation.balance import NOT_LINEAR, Known, Relation
 from lawful.conservation.base import Law, LawSet
+from lawful.conservation.coarse import stream_relations
 from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.symmetry import shift_laws
 from lawful.conservation.trace import Trace
 from lawful.errors import AttachmentError, SettingError
 from lawful.rules.base import Rule
 
 _HANDLERS: Final = {**elementwise.TABLE, **layers.TABLE}
 _DU: Final = "Du, Hu & Lee 2018, Theorem 2.1"
+_TANAKA: Final = "Kunin et al. 2021, scale symmetry; over all writers and for any potential"
 _SEED: Final = "Robertson & Koyejo 2023, Theorem 5.1, per neuron and for any potential"
+
+
+_UNBALANCED: Final = "its readers do not balance: degrees that differ, or a weight used in two roles"
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def laws_of(
     output: Literal["free", "softmax"] = "free",
     force: bool = False,
     potentials: Potentials | None = None,
+    identity: bool = False,
 ) -> LawSet:
     """The conservation laws of a model's training, derived from one run of ``model(*args, **kwargs)``.
 
@@ -80,6 +87,7 @@ def laws_of(
         output: "softmax" when the loss does not see a common shift of the outputs (cross-entropy).
         force: treat activations that are not homogeneous as if they were (degree 1), to see the violation.
         potentials: parameter name -> potential, instead of the attached rule's.
+        identity: keep sites whose rule has no potential: their rate vanishes, though it integrates to no law.
 
     Returns:
         The laws, the reason for every weight whose output channels have none, and the unknown operations.
@@ -96,22 +104,45 @@ def laws_of(
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     if not inputs and not kwargs:
         inputs = (example_input(model),)
-    trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS)
+    trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS, trusting=identity)
     outputs = follow(trace, model, inputs, dict(kwargs or {}))
     for y in torch.utils._pytree.tree_leaves(outputs):
         if isinstance(y, torch.Tensor):
+            if output == "softmax":
+                _seen_by_softmax(trace, y)
             trace.spoil(trace.labels(y), "it is an output")
     trace.close(lambda slices, amap, written: _Block(slices, written))
     potential = potentials_of(model) if potentials is None else potentials
     theta = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
-    laws, covered = [], set()
+    laws, covered, lacking = [], set(), {}
     for relation in trace.balance.solve():
-        for law in _laws(relation, potential, theta):
+        blocks = [block.term for block, _, _ in relation.parts if isinstance(block.term, _Block)]
+        read = {b.slices.parameter: potential(b.slices.parameter) for b in blocks if not b.written}
+        flat = [name for name, psi in read.items() if not (psi.linear and (identity or psi.exists(theta[name])))]
+        for block in blocks if flat else ():
+            psi = read[flat[0]]
+            lacking[block.slices] = (
+                f"{psi.rule!r} of {flat[0]} has no {'potential' if psi.linear else 'linear transport'}"
+            )
+        for law in () if flat else _laws(relation, potential, theta):
             laws.append(law)
-            covered |= {block.term.slices for block, _, _ in relation.parts if isinstance(block.term, _Block)}
+            covered |= {block.slices for block in blocks}
+    laws += shift_laws(trace)
+    for parts in stream_relations(trace.balance, trace.norms):
+        laws += _stream(parts, potential)
     order = {name: i for i, name in enumerate(theta)}
     laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
-    return LawSet(laws, _reasons(trace, covered), trace.unknown)
+    return LawSet(laws, _reasons(trace, covered, lacking), trace.unknown)
+
+
+def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
+    """Classes lie on the last axis, or, as cross-entropy has it, on axis 1."""
+    labels = trace.labels(y)
+    for axis in (-1, 1) if labels is not None and y.dim() > 1 else ():
+        line = labels.movedim(axis, 0).reshape(y.shape[axis], -1)
+        if bool((line == line[:, :1]).all()):
+            trace.norms.append(("softmax output", line[:, 0].numpy()))
+            return
 
 
 def _forced(handlers: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,18 +185,18 @@ def follow(trace: Trace, model: nn.Module, args: tuple, kwargs: dict) -> Any:
 
 
 def _handler(module: nn.Module) -> layers.ModuleHandler | None:
+    """What a leaf does to channels. A class of the user's own counts as the layer whose numbers it computes."""
     if is_hf_conv1d(module):
         return layers.HF_CONV1D
     for cls, handler in layers.MODULES.items():
-        ours = type(module).__module__.startswith("lawful.attachment")
-        if isinstance(module, cls) and (ours or type(module).forward is _stock(type(module), cls).forward):
-            return handler
+        if isinstance(module, cls):
+            stock = type(module).__module__.startswith(("torch.nn", "lawful.attachment"))
+            return handler if stock else layers.verified(cls, handler)
+    weight = module._parameters.get("weight")
+    lone = not module._modules and not type(module).__module__.startswith("torch.nn")
+    if lone and weight is not None and weight.dim() == 2:
+        return layers.verified(nn.Linear, layers.MODULES[nn.Linear])
     return None
-
-
-def _stock(cls: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
-    """The torch class that ``cls`` is or extends."""
-    return next((c for c in cls.__mro__ if c.__module__.startswith("torch.nn")), base)
 
 
 @contextmanager
@@ -206,7 +237,12 @@ def _leave(trace: Trace, name: str, handler: layers.ModuleHandler) -> Callable[.
 
 def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.Tensor]) -> Iterator[Law]:
     real = [(b.term, c, b.channel, m) for b, c, m in relation.parts if isinstance(b.term, _Block)]
-    real.sort(key=lambda part: not part[0].written)
+    order = list(theta)
+    real.sort(
+        key=lambda part: (not part[0].written, order.index(part[0].slices.parameter), part[0].slices.window or ())
+    )
+    first = real[0][1] if real else 0
+    real.sort(key=lambda part: (not part[0].written, part[1] != first))
     limit = len(real) < len(relation.parts)
     written = [part for part in real if part[0].written]
     if not written:
@@ -226,6 +262,27 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     slopes = [psi.slope(theta[b.slices.parameter].double()) for (b, _, _, _), psi in zip(real, own, strict=True)]
     if None not in slopes:
         yield from _matrix(name, relation, real, own, slopes, sign, source)
+
+
+def _stream(parts: Sequence[tuple[Known, Any]], potential: Potentials) -> Iterator[Law]:
+    """The scale law in front of layer norms: one number for all writers of a stream."""
+    real = [(known.term, c, known.channel) for known, c in parts if isinstance(known.term, _Block)]
+    written = [part for part in real if part[0].written]
+    if not written or any(not b.written and not potential(b.slices.parameter).linear for b, _, _ in real):
+        return
+    sign = 1 if written[0][1] > 0 else -1
+    terms = [
+        Term(
+            b.slices,
+            SQUARE if b.written else potential(b.slices.parameter),
+            float(c) * sign,
+            torch.from_numpy(np.where(channel >= 0, 0, -1)),
+            1,
+        )
+        for b, c, channel in real
+    ]
+    name = _site([b for b, _, _ in written])
+    yield NeuronLaw(name, terms, _TANAKA, [f"{name} · stream"], kind="scale", note="summed over j; exact as eps → 0")
 
 
 def _placed(channel: np.ndarray, members: np.ndarray) -> torch.Tensor:
@@ -260,21 +317,18 @@ def _matrix(
         yield MatrixLaw(name, terms, source, [[str(numbers[j]) for j in group] for group in chosen])
 
 
-def _module_name(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or parameter
-
-
 def _site(written: Sequence[_Block]) -> str:
-    modules = list(dict.fromkeys(_module_name(block.slices.parameter) for block in written))
+    modules = list(dict.fromkeys(block.slices.site for block in written))
     return " + ".join(modules) if len(modules) <= 3 else f"{modules[0]} + … + {modules[-1]} ({len(modules)} writers)"
 
 
-def _reasons(trace: Trace, covered: set[Slices]) -> dict[str, str]:
+def _reasons(trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str]) -> dict[str, str]:
     """Why the channels of a writer have no law."""
     found = {}
     for amap, uses in trace.writers.items():
         if covered.isdisjoint(amap.slices):
-            why = trace.balance.reasons_near(np.concatenate(uses)) or ["its weight is tied to another layer's"]
+            why = [lacking[s] for s in amap.slices if s in lacking]
+            why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])
     return found
 

@@ -19,7 +19,7 @@ def _first(args: tuple, kwargs: dict) -> Any:
 
 
 def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
-    """Y = σ(x) elementwise with σ(cx) = c^k σ(x) for c > 0: ⟨δ_x, x⟩ = k⟨δ_y, y⟩."""
+    """Elementwise y = σ(x) with σ(cx) = c^k σ(x) for c > 0: ⟨δ_x, x⟩ = k⟨δ_y, y⟩."""
 
     def handle(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
         labels = trace.labels(_first(args, kwargs))
@@ -42,11 +42,6 @@ def curved(what: str) -> Handler:
             trace.label(y, None)
 
     return handle
-
-
-def softmax(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
-    """Not homogeneous, but blind to a shift along its axis."""
-    curved("softmax")(trace, func, args, kwargs, out)
 
 
 def power(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
@@ -160,7 +155,7 @@ def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndar
 
 
 def addition(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
-    """A + a', also a − a', max(a, a'), where(m, a, a'): jointly homogeneous, so the two amounts add up to E of the sum."""
+    """Sum, difference, maximum, where: jointly homogeneous, so the operands' amounts add up to E of the result."""
     operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
     if "other" in kwargs:
         operands.append(kwargs["other"])
@@ -201,12 +196,12 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, 
     trace.balance.equate(int(keep.sum()), entries)
     if (unknown & live).any():
         column_max = classes[unknown & live].max(1)
-        trace.spoil(torch.from_numpy(column_max), "an input that is no channel is added to it")
+        trace.spoil(torch.from_numpy(column_max), "an input that is no channel is added")
     trace.label(out, torch.from_numpy(ids)[place])
 
 
 def product(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
-    """Y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
+    """The product y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
     operands = [*args[:2], *([kwargs["other"]] if "other" in kwargs else [])]
     labels = [
         trace.full(x, out.shape) if isinstance(x, torch.Tensor) else torch.full(out.shape, NONE) for x in operands
@@ -241,7 +236,7 @@ def masked(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, ou
 
 
 def quotient(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
-    """A / c: linear in a; in the denominator the degree is −1."""
+    """A quotient a / c: linear in a; in the denominator the degree is −1."""
     top, bottom = args[0], args[1] if len(args) > 1 else kwargs["other"]
     if func.__name__.startswith("__r"):
         top, bottom = bottom, top
@@ -254,26 +249,45 @@ def quotient(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, 
 _LINEAR = "neg negative clone contiguous"
 _HOMOGENEOUS = "relu leaky_relu rrelu abs absolute prelu tril triu"
 _DROPOUT = "dropout dropout1d dropout2d dropout3d feature_dropout"
-CURVED = {
-    "gelu": "GELU", "silu": "SiLU", "tanh": "tanh", "sigmoid": "sigmoid", "elu": "ELU", "selu": "SELU", "celu": "CELU",
-    "softplus": "softplus", "mish": "Mish", "hardswish": "Hardswish", "hardsigmoid": "Hardsigmoid", "relu6": "ReLU6",
-    "hardtanh": "Hardtanh", "logsigmoid": "LogSigmoid", "softsign": "softsign", "tanhshrink": "tanhshrink", "exp": "exp",
-    "log": "log", "sin": "sin", "cos": "cos", "erf": "erf", "clamp": "clamp", "hardshrink": "hardshrink", "log1p": "log1p",
-    "softshrink": "softshrink", "threshold": "threshold", "alpha_dropout": "alpha dropout", "logsumexp": "logsumexp",
-    "feature_alpha_dropout": "alpha dropout", "log_softmax": "log-softmax", "glu": "GLU", "rsqrt": "rsqrt", "norm": "norm",
-}  # fmt: skip
+CURVED: Final = {
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "elu": "ELU",
+    "selu": "SELU",
+    "celu": "CELU",
+    "mish": "Mish",
+    "relu6": "ReLU6",
+    "hardswish": "Hardswish",
+    "hardsigmoid": "Hardsigmoid",
+    "hardtanh": "Hardtanh",
+    "logsigmoid": "LogSigmoid",
+    "log_softmax": "log-softmax",
+    "alpha_dropout": "alpha dropout",
+    "feature_alpha_dropout": "alpha dropout",
+    "glu": "GLU",
+    **{
+        name: name
+        for name in (
+            "tanh sigmoid softplus exp log sin cos erf clamp hardshrink log1p softshrink threshold logsumexp softsign "
+            "tanhshrink rsqrt norm softmax"
+        ).split()
+    },
+}
+"""Functions that are not homogeneous, and how a reason calls them."""
+
 _STRUCTURAL = (
     "view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t unsqueeze squeeze expand "
-    "expand_as chunk split tensor_split unbind __getitem__ select narrow cat concat concatenate stack hstack vstack flip "
-    "roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to ravel "
-    "split_with_sizes unfold rot90 diagonal"
+    "expand_as chunk split tensor_split unbind __getitem__ select narrow cat concat concatenate stack hstack vstack "
+    "flip roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to "
+    "ravel split_with_sizes unfold rot90 diagonal"
 )
 _PROPERTIES = "get T,get mT"
 _SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad"
 _CUT = (
-    "detach argmax argmin eq ne lt gt le ge sign isnan isinf arange full ones ones_like tensor randn rand randint empty "
-    "as_tensor linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like empty_like new_full "
-    "new_ones new_empty new_tensor logical_not logical_and logical_or bitwise_not bitwise_and any all"
+    "detach argmax argmin eq ne lt gt le ge sign isnan isinf arange full ones ones_like tensor randn rand randint "
+    "empty as_tensor linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like "
+    "empty_like new_full new_ones new_empty new_tensor logical_not logical_and logical_or bitwise_not bitwise_and "
+    "any all"
 )
 _POOLING = [
     f"{kind}{n}d"
@@ -286,7 +300,6 @@ TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(_HOMOGENEOUS.split(), homogeneous()),
     **dict.fromkeys(_DROPOUT.split(), dropout),
     **{name: curved(what) for name, what in CURVED.items()},
-    "softmax": softmax,
     "square": homogeneous(2),
     "sqrt": homogeneous(0.5),
     "pow": power,

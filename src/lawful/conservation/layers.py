@@ -127,7 +127,7 @@ def group_norm(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict
 
 
 def _mix(trace: Trace, values: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-    """Y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike."""
+    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike."""
     top = values.amax(-2, keepdim=True)
     if not bool((values.masked_fill(values == ZERO, NONE) == top).logical_or(values == ZERO).all()):
         trace.spoil(values, "a product over channels that is no layer")
@@ -143,14 +143,14 @@ def _heads(labels: torch.Tensor) -> torch.Tensor:
     return (lead + 1)[..., None, None].expand(labels.shape)
 
 
-def _score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> None:
-    """S = q · k over the last axis of both: E_j(q) = E_j(k), whatever reads s."""
+def _score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> np.ndarray:
+    """Scores s = q · k over the last axis of both: E_j(q) = E_j(k), whatever reads s."""
     q, k = (x.amax(-2, keepdim=True) for x in (queries, keys))
     for whole, top in ((queries, q), (keys, k)):
         if not bool((whole == top).all()):
             trace.spoil(queries, "a score whose channels change with the position")
             trace.spoil(keys, "a score whose channels change with the position")
-            return
+            return np.zeros(0, dtype=np.int64)
     q, k = torch.broadcast_tensors(q, k)
     pairs, first = np.unique(torch.stack([q.reshape(-1), k.reshape(-1)]).numpy(), axis=1, return_index=True)
     heads = _heads(q).reshape(-1).numpy()[first]
@@ -158,6 +158,7 @@ def _score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> None:
     for side in pairs:
         live = side >= 0
         trace.balance.read(side[live], amounts[live], 1, heads[live])
+    return amounts
 
 
 def attention(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
@@ -175,7 +176,10 @@ def attend(
 ) -> None:
     """softmax(q kᵀ) v on labels."""
     if query is not None and key is not None:
-        _score(trace, query, key)
+        amounts, ids = _score(trace, query, key), np.unique(key[key >= 0].numpy())
+        if not np.isin(ids, query.numpy()).any():  # the softmax sees no shift of the keys alone
+            trace.norms.append(("keys", ids))
+            trace.score_amounts.update(amounts.tolist())
     else:
         for labels in (query, key):
             trace.spoil(labels, "a score with something that is no channel")
@@ -217,13 +221,13 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple, kwargs:
         bias = names.get("in_proj_bias")
         window = (i * size, (i + 1) * size)
         if "in_proj_weight" in names:
-            amap = maps.linear(names["in_proj_weight"], (3 * size, size), bias, window)
+            amap = maps.linear(names["in_proj_weight"], (3 * size, size), bias, window, what)
         else:
             weight = f"{what[0]}_proj_weight"
             shape = tuple(getattr(module, weight).shape)
             amap = maps.linear(names[weight], shape, None)
             if bias is not None:
-                amap = AffineMap(amap.out, amap.into, vector(bias, size, window))
+                amap = AffineMap(amap.out, amap.into, vector(bias, size, window, what))
         labels = trace.labels(a[what])
         trace.read_lines(amap, labels, -1)
         projected.append(torch.from_numpy(trace.write(amap)).reshape(heads, 1, size // heads))
@@ -246,12 +250,15 @@ def multi_head_function(trace: Trace, func: Callable[..., Any], args: tuple, kwa
     trace.label(out[0], None)
 
 
+ModuleHandler = Callable[[Trace, Any, tuple, dict, Any], None]
+
+
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
 def _module(make: Callable[..., AffineMap], axis: int) -> Callable[[Trace, Any, tuple, dict, Any], None]:
     def handle(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        weight, bias, ok = _names(trace, module.weight, module.bias)
+        weight, bias, ok = _names(trace, module.weight, module._parameters.get("bias"))
         x = args[0] if args else kwargs["input"]
         if not ok or weight is None:
             _computed(trace, x, None, out, type(module).__name__)
@@ -270,8 +277,6 @@ def recurrent(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) ->
         trace.label(y, None)
 
 
-ModuleHandler = Callable[[Trace, Any, tuple, dict, Any], None]
-
 MODULES: Final[dict[type[nn.Module], ModuleHandler]] = {
     nn.Linear: _module(maps.linear, -1),
     nn.Conv1d: _module(maps.conv, -2),
@@ -284,6 +289,39 @@ MODULES: Final[dict[type[nn.Module], ModuleHandler]] = {
     nn.RNNBase: recurrent,
 }
 """Leaf modules whose inside is not looked at, so that attached subclasses of them are followed as well."""
+
+
+def verified(cls: type[nn.Module], handler: ModuleHandler) -> ModuleHandler:
+    """``handler`` for a module with code of its own, if its output is that of ``cls``; otherwise it is unknown."""
+
+    def handle(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        with torch.no_grad():
+            alike = _matches(cls, module, args, kwargs, out)
+        if alike:
+            handler(trace, module, args, kwargs, out)
+            return
+        for x in torch.utils._pytree.tree_leaves((args, kwargs)):
+            trace.spoil(trace.labels(x), f"{type(module).__name__} is unknown")
+        trace.note_unknown(type(module).__name__)
+        for y in torch.utils._pytree.tree_leaves(out):
+            if isinstance(y, torch.Tensor):
+                trace.label(y, None)
+
+    return handle
+
+
+def _matches(cls: type[nn.Module], module: Any, args: tuple, kwargs: dict, out: Any) -> bool:
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(out, torch.Tensor) or not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        return False
+    if cls is nn.Linear:
+        if x.dim() < 1 or x.shape[-1] != module.weight.shape[-1]:
+            return False
+        expected = torch.nn.functional.linear(x, module.weight, module._parameters.get("bias"))
+    else:
+        expected = cls.forward(module, *args, **kwargs)
+    return expected.shape == out.shape and torch.allclose(expected, out, rtol=1e-4, atol=1e-5)
+
 
 HF_CONV1D: Final = _module(maps.transposed_linear, -1)
 

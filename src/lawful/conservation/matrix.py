@@ -48,6 +48,12 @@ class GramTerm:
         cross = back @ self._rows(v[self.slices.parameter]).mT
         return self.coefficient * (cross + cross.mT)
 
+    def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
+        """|BᵀV| + |VᵀB|, with absolute values inside the products."""
+        back = self._rows(self.potential.feedback(theta[self.slices.parameter])).abs()
+        cross = back @ self._rows(v[self.slices.parameter]).abs().mT
+        return cross + cross.mT
+
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Coefficient · s · ΔᵀΔ."""
         rows = self._rows(delta[self.slices.parameter])
@@ -96,5 +102,5 @@ class MatrixLaw(Law):
         return self._components([term.drift(theta, delta) for term in self.terms])
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
-        """Σ of the absolute values of the terms of the rate."""
-        return self._components([term.rate(theta, v).abs() for term in self.terms])
+        """Every product of the rate counted with its absolute value."""
+        return self._components([term.magnitude(theta, v) for term in self.terms])

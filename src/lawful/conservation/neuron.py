@@ -48,6 +48,11 @@ class Term:
         """Coefficient · ⟨B, V⟩_j."""
         return self._gather(self.potential.feedback(theta[self.slices.parameter]) * v[self.slices.parameter])
 
+    def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
+        """|coefficient| · ⟨|B|, |V|⟩_j."""
+        name = self.slices.parameter
+        return self._gather((self.potential.feedback(theta[name]) * v[name]).abs()).abs()
+
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Coefficient · D_Ψ(W + Δ, W)_j."""
         return self._gather(self.potential.bregman(theta[self.slices.parameter], delta[self.slices.parameter]))
@@ -64,6 +69,16 @@ class Term:
 def sum_text(terms: Sequence[str]) -> str:
     """Signed terms as one formula."""
     return " ".join(terms).removeprefix("+ ")
+
+
+def primed(terms: Sequence[str]) -> list[str]:
+    """The second channel of a law that couples two, as rotary embedding does, is written j'."""
+    seen: dict[str, int] = {}
+    texts = []
+    for text in terms:
+        primes = seen[text] = seen.get(text, -1) + 1
+        texts.append(text.replace("j]", "j" + "'" * primes + "]"))
+    return texts
 
 
 class NeuronLaw(Law):
@@ -95,7 +110,7 @@ class NeuronLaw(Law):
             note,
         )
         self.parameters = tuple(dict.fromkeys(term.slices.parameter for term in terms))
-        self.formula = sum_text([term.text for term in terms])
+        self.formula = sum_text(primed([term.text for term in terms]))
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """q_j, (channels,)."""
@@ -110,8 +125,8 @@ class NeuronLaw(Law):
         return _total([term.drift(theta, delta) for term in self.terms])
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
-        """Σ of the absolute values of the terms of the rate."""
-        return _total([term.rate(theta, v).abs() for term in self.terms])
+        """⟨|W_p|, |V_p|⟩_j + … : every product of the rate counted with its absolute value."""
+        return _total([term.magnitude(theta, v) for term in self.terms])
 
 
 def _total(parts: list[torch.Tensor]) -> torch.Tensor:

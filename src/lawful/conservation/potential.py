@@ -55,6 +55,15 @@ class Potential:
             raise NoLawError(f"{self.rule!r} has no feedback potential, so q is not defined; its rate is")
         return psi
 
+    @property
+    def linear(self) -> bool:
+        """Whether errors travel as δB; a rule with a transport of its own obeys no identity in ⟨Ẇ, B⟩."""
+        return type(self.rule).transport is Rule.transport
+
+    def exists(self, weight: torch.Tensor) -> bool:
+        """Whether the rule has a potential at all."""
+        return self.rule.potential(weight, self._state(weight)) is not None
+
     def feedback(self, weight: torch.Tensor) -> torch.Tensor:
         """B."""
         return self.rule.feedback(weight, self._state(weight))

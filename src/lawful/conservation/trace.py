@@ -34,10 +34,12 @@ class Trace(TorchFunctionMode):
     Args:
         model: its parameters get their names from here.
         handlers: function name -> what the function does to channels.
+        trusting: believe that a custom autograd Function has the backward pass of its forward pass.
     """
 
-    def __init__(self, model: nn.Module, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, model: nn.Module, handlers: Mapping[str, Handler], *, trusting: bool = False) -> None:
         super().__init__()
+        self.trusting = trusting
         self.balance = Balance()
         self.handlers = handlers
         self.names: dict[int, str] = {}
@@ -45,11 +47,12 @@ class Trace(TorchFunctionMode):
             self.names.setdefault(id(parameter), name)
         self.unknown: list[str] = []
         self.where = ""
-        self.shifts: list[tuple[str, torch.Tensor, int]] = []
         self.norms: list[tuple[str, Ids]] = []
         self.writers: dict[AffineMap, list[Ids]] = {}
         self.readers: dict[AffineMap, list[tuple[Ids, Ids]]] = {}
         self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
+        self.tied: set[AffineMap] = set()
+        self.score_amounts: set[int] = set()
         self._labels: dict[int, torch.Tensor | None] = {}
         self._alive: list[object] = []
         self._nodes: dict[object, torch.Tensor | None] = {}
@@ -68,8 +71,9 @@ class Trace(TorchFunctionMode):
         """The labels of an operand, or None."""
         if not isinstance(x, torch.Tensor):
             return None
-        if id(x) not in self._labels:
-            self._foreign(x)
+        hidden = x.grad_fn is not None and x.grad_fn not in self._nodes
+        if id(x) not in self._labels or (hidden and not self.trusting):
+            self._foreign(x)  # perhaps made by known operations, inside a Function with a backward pass of its own
         return self._labels[id(x)]
 
     def full(self, x: torch.Tensor | float, shape: torch.Size) -> torch.Tensor:
@@ -167,6 +171,8 @@ class Trace(TorchFunctionMode):
             self.spoil(labels, f"{amap.into.parameter} reads it in a way that is not followed")
             return
         line = self.lines(labels, axis, amap.into.count, f"{amap.into.parameter} mixes positions of it")
+        if (line == ZERO).all():
+            return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
         alive = channels >= 0
         amounts = self.balance.fresh(int(alive.sum()))
@@ -253,7 +259,7 @@ class Trace(TorchFunctionMode):
             known: (lines, map, written?) -> what a block of known quantities stands for.
         """
         maps = dict.fromkeys([*self.writers, *self.readers])
-        tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
+        self.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
         for amap, uses in self.writers.items():
             if amap not in tied:
                 self._tie_writer(amap, uses, known)

@@ -1,0 +1,322 @@
+"""``lawcheck``: the laws as a test of a feedback rule's implementation, where gradcheck cannot be one.
+
+A feedback rule's update is the gradient of nothing, but the instantaneous identity of every site,
+
+    ⟨Ẇ_i[j], W_i[j]⟩ + b_j ḃ_j = k ⟨Ẇ_{i+1}[:, j], B_{i+1}[:, j]⟩,
+
+holds for every rule, loss, batch and error signal. It is blind to gradient components orthogonal to W_i[j], so the
+gradients are also compared with an explicit form, y = f(x₀, W) + f(x − x₀, B) at x₀ = x held fixed, wherever each fed
+back weight sits in an affine leaf.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lawful.attachment.attachment import attach, attachment_of
+from lawful.conservation.base import Law, LawSet, tensors
+from lawful.conservation.derive import example_input, laws_of, potentials_of
+from lawful.conservation.potential import SQUARE, Potential
+from lawful.errors import AttachmentError, LawfulError, SettingError
+from lawful.rules.base import Rule
+from lawful.rules.feedback_alignment import FeedbackAlignment
+
+TOLERANCE: Final = 1e-10
+PROBES: Final = 3
+
+
+class UnlawfulError(LawfulError, AssertionError):
+    """An implementation violates the identities of the rule it claims to be."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a lawcheck.
+
+    Attributes:
+        what: "identity", "gradient" or "potential".
+        where: the site, or the parameter.
+        violation: the largest relative violation over channels, error signals and random weights.
+    """
+
+    what: str
+    where: str
+    violation: float
+
+
+@dataclass(frozen=True)
+class LawCheck:
+    """The result: ``ok`` when every violation is at most the tolerance; ``worst`` is the largest line of ``table``."""
+
+    table: tuple[Check, ...]
+    laws: LawSet
+    tolerance: float = TOLERANCE
+
+    @property
+    def worst(self) -> Check | None:
+        """The line with the largest violation."""
+        return max(self.table, key=lambda check: check.violation, default=None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether anything could be checked, and nothing is violated."""
+        return self.worst is not None and self.worst.violation <= self.tolerance
+
+    def __repr__(self) -> str:
+        width = max((len(check.where) for check in self.table), default=0)
+        lines = [
+            f"{check.what:>9}  {check.where:<{width}}  {check.violation:8.1e}  "
+            f"{'ok' if check.violation <= self.tolerance else 'VIOLATED'}"
+            for check in self.table
+        ]
+        lines += [f"  no law  {site}: {why}" for site, why in self.laws.reasons.items()]
+        lines += [f" unknown  {what}" for what in self.laws.unknown]
+        return "\n".join([f"LawCheck(ok={self.ok})", *lines])
+
+
+def lawcheck(
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    rule: Rule | Mapping[str, Rule] | None = None,
+    feedback: Mapping[str, torch.Tensor] | None = None,
+    loss_fn: Callable[[Any], torch.Tensor] | None = None,
+) -> LawCheck:
+    """Test the backward pass of a model against the laws of its rule, in float64, at several random weights.
+
+    Args:
+        model: attached, or with feedback code of its own. It is copied, not changed.
+        args: example inputs, a tensor or a tuple.
+        kwargs: keyword inputs.
+        rule: attach this rule first (to an unattached model).
+        feedback: for other people's code: dotted weight name -> the B that its backward pass claims to use.
+        loss_fn: outputs -> loss, instead of random error signals at the outputs.
+
+    Returns:
+        ``.ok``, ``.worst``, ``.table``.
+
+    Raises:
+        SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter.
+
+    >>> import lawful
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> lawcheck(model, rule=lawful.FeedbackAlignment()).ok
+    True
+    >>> lawcheck(model, feedback={"2.weight": torch.ones(2, 4)}).ok  # it is backpropagation
+    False
+    """
+    if rule is not None and feedback is not None:
+        raise SettingError(
+            "lawcheck: expected rule= or feedback=, got both; feedback= is for models that lawful did not attach"
+        )
+    twin = copy.deepcopy(model).double()
+    if rule is not None:
+        attach(twin, rule)
+    given = _given(twin, feedback)
+    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    if not inputs and not kwargs:
+        inputs = (example_input(twin),)
+    inputs, named = tree_map(_double, (inputs, dict(kwargs or {})))
+    potentials = potentials_of(twin) if given is None else given
+    laws = laws_of(twin, inputs, named, potentials=potentials, identity=True).of_kind("neuron", "matrix")
+    reference = _reference(twin, potentials)
+    worst: dict[tuple[str, str], float] = {}
+    for seed in range(PROBES):
+        generator = torch.Generator().manual_seed(seed)
+        theta = _random_weights(twin, generator)
+        for (what, where), violation in _probe(twin, reference, inputs, named, laws, potentials, theta, seed, loss_fn):
+            worst[what, where] = max(worst.get((what, where), 0.0), violation)
+    table = tuple(Check(what, where, violation) for (what, where), violation in worst.items())
+    return LawCheck(table, laws)
+
+
+def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """:func:`lawcheck`, raising when it is not ok.
+
+    Raises:
+        UnlawfulError: with the whole table.
+    """
+    check = lawcheck(model, args, kwargs, **options)
+    if not check.ok:
+        raise UnlawfulError(f"expected every violation <= {check.tolerance:g}; got\n{check!r}")
+
+
+# -- what is compared ----------------------------------------------------------------------------------------------
+
+
+def _probe(
+    twin: nn.Module,
+    reference: nn.Module | None,
+    inputs: tuple,
+    named: dict,
+    laws: LawSet,
+    potentials: Callable[[str], Potential],
+    theta: dict[str, torch.Tensor],
+    seed: int,
+    loss_fn: Callable[[Any], torch.Tensor] | None,
+) -> list[tuple[tuple[str, str], float]]:
+    gradients = _gradients(twin, inputs, named, seed, loss_fn)
+    found = [(("identity", f"{law.name} ({law.kind})"), _violation(law, theta, gradients)) for law in laws]
+    if reference is not None:
+        reference.load_state_dict(twin.state_dict())
+        expected = _gradients(reference, inputs, named, seed, loss_fn)
+        found += [(("gradient", name), _difference(gradients[name], g)) for name, g in expected.items()]
+    for name in theta:
+        potential = potentials(name)
+        if potential is not SQUARE and potential.exists(theta[name]):
+            found.append((("potential", name), _mismatch(potential, theta[name])))
+    return found
+
+
+def _violation(law: Law, theta: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> float:
+    size = law.magnitude(theta, gradients)
+    return _peak(law.rate(theta, gradients).abs() / torch.where(size > 0, size, 1.0))
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    size = max(float(expected.abs().max()), float(got.abs().max()))
+    return _peak((got - expected).abs()) / size if size > 0 else 0.0
+
+
+def _mismatch(potential: Potential, weight: torch.Tensor) -> float:
+    """B against ∇Ψ by autograd."""
+    leaf = weight.clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(potential.value(leaf).sum(), leaf)
+    return _difference(potential.feedback(weight), gradient)
+
+
+def _peak(x: torch.Tensor) -> float:
+    """The largest entry; what is not finite counts as infinite."""
+    return float(torch.nan_to_num(x, nan=float("inf")).max()) if x.numel() else 0.0
+
+
+# -- how the gradients are made ------------------------------------------------------------------------------------
+
+
+def _gradients(
+    model: nn.Module, inputs: tuple, named: dict, seed: int, loss_fn: Callable[[Any], torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """−Ẇ for a random error signal at every output; zero where no error arrives."""
+    model.zero_grad(set_to_none=True)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        outputs = model(*inputs, **named)
+        if loss_fn is not None:
+            loss_fn(outputs).backward()
+        else:
+            ends = [y for y in tree_leaves(outputs) if isinstance(y, torch.Tensor) and y.requires_grad]
+            generator = torch.Generator().manual_seed(1000 + seed)
+            signals = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in ends]
+            torch.autograd.backward(ends, signals)
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+
+
+@torch.no_grad()
+def _random_weights(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """New random parameters of the old ones' size, so that nothing passes by a special initialisation."""
+    for p in model.parameters():
+        spread = float(p.std()) if p.numel() > 1 else 0.0
+        spread = spread if spread > 1e-3 else 0.5
+        p.copy_(spread * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return tensors(model)
+
+
+def _double(x: Any) -> Any:
+    return x.detach().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def _given(model: nn.Module, feedback: Mapping[str, torch.Tensor] | None) -> Callable[[str], Potential] | None:
+    if feedback is None:
+        return None
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    for name, B in feedback.items():
+        if shapes.get(name) != B.shape:
+            raise SettingError(
+                f"lawcheck: feedback[{name!r}] has shape {tuple(B.shape)}; expected the dotted name of a parameter "
+                f"and its shape, one of {', '.join(f'{n} {tuple(s)}' for n, s in shapes.items())}"
+            )
+    rule = FeedbackAlignment()
+    states = {name: {"B": B.detach().double()} for name, B in feedback.items()}
+    return lambda name: Potential(rule, partial(states.__getitem__, name)) if name in states else SQUARE
+
+
+# -- the explicit form ---------------------------------------------------------------------------------------------
+
+_AFFINE: Final = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def _reference(twin: nn.Module, potentials: Callable[[str], Potential]) -> nn.Module | None:
+    """A copy under backpropagation whose affine leaves carry the explicit form; None where it does not reach."""
+    plain = copy.deepcopy(twin)
+    try:
+        attachment_of(plain).remove()
+    except AttachmentError:
+        pass  # somebody's own code, or backpropagation
+    fed_back = {name for name, _ in plain.named_parameters(remove_duplicate=False) if potentials(name) is not SQUARE}
+    for name, module in list(plain.named_modules()):
+        weight = f"{name}.weight" if name else "weight"
+        stock = next((cls for cls in _AFFINE if isinstance(module, cls)), None)
+        if stock is None or weight not in fed_back:
+            continue
+        fed_back.discard(weight)
+        module.forward = partial(_explicit, module, stock, potentials(weight))  # type: ignore[method-assign]
+    return None if fed_back else plain
+
+
+def _explicit(module: nn.Module, stock: type[nn.Module], potential: Potential, x: torch.Tensor) -> torch.Tensor:
+    weight: Any = module.weight
+    forward = partial(_with_weight, module, stock)
+    B = potential.feedback(weight.detach())
+    if not potential.linear:
+        return _OwnTransport.apply(forward(weight, module.bias, x.detach()), x, B, potential.rule, forward)
+    echo = forward(B, None, x)
+    return forward(weight, module.bias, x.detach()) + echo - echo.detach()
+
+
+class _OwnTransport(torch.autograd.Function):
+    """The output itself, whose error reaches x by the rule's own transport; the adjoint is taken by autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: torch.Tensor, x: torch.Tensor, B: torch.Tensor, rule: Rule, forward: Any
+    ) -> torch.Tensor:
+        ctx.shape, ctx.B, ctx.rule, ctx.layer = x.shape, B, rule, forward
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        def adjoint(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = torch.zeros(ctx.shape, dtype=B.dtype, requires_grad=True)
+                return torch.autograd.grad(ctx.layer(B, None, x), x, delta)[0]
+
+        return deltas[0], ctx.rule.transport(deltas[0], ctx.B, adjoint), None, None, None
+
+
+def _with_weight(module: nn.Module, stock: type[nn.Module], weight: Any, bias: Any, x: torch.Tensor) -> torch.Tensor:
+    """The stock layer's forward pass with other weights in it."""
+    held = dict(module._parameters)
+    module._parameters.update({"weight": weight, "bias": bias})
+    try:
+        return stock.forward(module, x)
+    finally:
+        module._parameters.update(held)
