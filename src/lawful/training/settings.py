@@ -56,11 +56,10 @@ class Settings:
 
     def check_continues(self, saved: Settings) -> None:
         """Refuse to continue a run of other settings; only ``epochs`` may change."""
-        different = [
-            f.name for f in fields(self) if f.name != "epochs" and getattr(self, f.name) != getattr(saved, f.name)
-        ]
-        if different:
-            changes = ", ".join(f"{n} was {getattr(saved, n)!r}, is {getattr(self, n)!r}" for n in different)
+        names = [field.name for field in fields(self) if field.name != "epochs"]
+        pairs = [(name, getattr(saved, name), getattr(self, name)) for name in names]
+        changes = ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
+        if changes:
             raise SettingError(f"a resumed run keeps its settings, only epochs may change: {changes}")
 
 
