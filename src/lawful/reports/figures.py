@@ -19,21 +19,27 @@ PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.3
 """Inches."""
 
 MAX_COLUMNS = 3
-LEGEND_INSIDE = 3
-"""Panels with more named lines carry their legend below the axes, where it hides nothing."""
-
 CONSTANT = 1e-6
 """A line whose relative spread is below this is drawn as the constant it is."""
 
 
-def render(figure: Figure, format: str) -> bytes:
-    """``figure`` as the bytes of a ``"png"`` or ``"svg"`` file; equal figures give equal bytes."""
+METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""The formats that figures are written in, each without what differs from one machine or day to the next."""
+
+
+def render(figure: Figure) -> dict[str, bytes]:
+    """``figure`` as the bytes of its files, by format; equal figures give equal bytes."""
     with mpl.rc_context(rc=SETTINGS):
         canvas = _draw(figure)
-        buffer = io.BytesIO()
-        metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[format]
-        canvas.savefig(buffer, format=format, metadata=metadata)
-    return buffer.getvalue()
+        # Laying out costs as much as drawing, and serves every format.
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
+        files: dict[str, bytes] = {}
+        for format, metadata in METADATA.items():
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format=format, metadata=metadata)
+            files[format] = buffer.getvalue()
+    return files
 
 
 def _draw(figure: Figure) -> Canvas:
@@ -89,18 +95,14 @@ def _legend_columns(panel: Panel) -> int:
 
 
 def _rows_below(panel: Panel) -> int:
-    count = len(_labels(panel))
-    return 0 if count <= LEGEND_INSIDE else -(-count // _legend_columns(panel)) + 1
+    return -(-len(_labels(panel)) // _legend_columns(panel)) + 1
 
 
 def _draw_legend(axes: Axes, panel: Panel) -> None:
-    count = len(_labels(panel))
     # A single line is named by the panel's title; a legend would repeat it.
-    if count < 2:
+    if len(_labels(panel)) < 2:
         return
-    if count <= LEGEND_INSIDE:
-        axes.legend(loc="best")
-        return
+    # Below the axes it hides nothing.
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2),

@@ -56,8 +56,8 @@ def _draw_all(sections: Sequence[Section], folder: Path) -> dict[str, str]:
     for figure in (figure for section in sections for figure in section.figures):
         if figure.id in drawings:
             raise SettingError(f"figure id {figure.id!r} is used twice; ids name one figure each")
-        svg = render(figure, "svg")
-        write_atomic(folder / f"{figure.id}.svg", svg)
-        write_atomic(folder / f"{figure.id}.png", render(figure, "png"))
-        drawings[figure.id] = svg.decode()
+        files = render(figure)
+        for format, content in files.items():
+            write_atomic(folder / f"{figure.id}.{format}", content)
+        drawings[figure.id] = files["svg"].decode()
     return drawings
