@@ -24,6 +24,9 @@ from lawful.experiments.records import Figure, Line, Panel, Section
 from lawful.flows.activations import ACTIVATIONS, Floats
 from lawful.flows.field import Field
 
+_STYLES = ("--", ":", "-.", "-")
+"""By depth modulo 4."""
+
 
 def stage(settings: Settings, seed: int, progress: Progress) -> Section:
     """Theorem 5.1 along the flow of networks of depth 3 to 5, one and several outputs."""
@@ -58,10 +61,9 @@ def stage(settings: Settings, seed: int, progress: Progress) -> Section:
             Figure(
                 "depth",
                 "Every hidden layer of deeper networks",
-                "Ratio of each hidden layer's quantity to its start in gradient descent with the lr as set; one "
-                "output.",
+                "What discrete steps, with the lr as set, take from each hidden layer's quantity, relatively; one output.",
                 [
-                    Panel(f"{NAMES[name]} networks", "time t = lr · step", "ratio q(t) / q(0)", tuple(group))
+                    Panel(f"{NAMES[name]} networks", "time t = lr · step", "1 − q(t) / q(0)", tuple(group))
                     for name, group in panels.items()
                 ],
             ),
@@ -83,7 +85,8 @@ def _deep(
     label = f"depth.{name}.layers{L}-outputs{m}"
     arrays[f"{name}.layers{L}.outputs{m}"] = np.array(found.layers)
     curves = [
-        Line(f"{L} layers, hidden layer {i + 1}", record_times(settings), q / q[0]) for i, q in enumerate(found.layers)
+        Line(f"{L} layers, hidden {i + 1}", record_times(settings), 1 - q / q[0], style=_STYLES[L % 4], color=i)
+        for i, q in enumerate(found.layers)
     ]
     if sigma.degree is None:
         statement = f"{NAMES[name]} has no law: after the ledger a neuron's quantity still moves by (relative)"

@@ -104,7 +104,7 @@ def multilayer_perceptron(outputs: int, seed: int) -> nn.Sequential:
     for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
         layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float64)
         bound = fan_in**-0.5
-        for p in (layer.weight, layer.bias):
+        for p in layer.parameters():
             nn.init.uniform_(p, -bound, bound, generator=generator)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -255,7 +255,11 @@ def _accuracy_figure(runs: dict[tuple[str, str], list[Training]]) -> Figure:
     panels = []
     for t, task in TASKS.items():
         lines = tuple(
-            band(label, np.arange(len(runs[t, r][0].accuracy), dtype=float), [100 * one.accuracy for one in runs[t, r]])
+            band(
+                label,
+                np.arange(len(runs[t, r][0].accuracy), dtype=np.float64),
+                [100 * one.accuracy for one in runs[t, r]],
+            )
             for r, (label, _) in RULES.items()
         )
         panels.append(Panel(task.title, "epoch", "test accuracy (%)", lines))
@@ -271,7 +275,7 @@ def _angle_figure(runs: dict[tuple[str, str], list[Training]]) -> Figure:
     panels = []
     for t, task in TASKS.items():
         group = runs[t, "fa"]
-        epochs = np.arange(len(group[0].accuracy), dtype=float)
+        epochs = np.arange(len(group[0].accuracy), dtype=np.float64)
         lines = [
             band(f"update of W{i + 1} vs backprop", epochs, [one.gradient_angle[:, i] for one in group], color=i)
             for i in range(2)
