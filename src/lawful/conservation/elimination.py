@@ -37,7 +37,7 @@ def relations(rows: Iterable[Row], known: Callable[[Hashable], bool]) -> list[Ro
 
     >>> one = Fraction(1)
     >>> relations([{"P": one, "x": -one}, {"x": one, "C": -2 * one}], known=str.isupper)
-    [{'P': Fraction(1, 1), 'C': Fraction(-2, 1)}]
+    [{'C': Fraction(-2, 1), 'P': Fraction(1, 1)}]
     """
     remaining = [{c: v for c, v in row.items() if v} for row in rows]
     columns = dict.fromkeys(column for row in remaining for column in row)
