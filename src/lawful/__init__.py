@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lawful.attachment.attachment import Attachment as Attachment
     from lawful.attachment.attachment import attach as attach
     from lawful.attachment.attachment import attachment_of as attachment_of
+    from lawful.attachment.registry import register as register
     from lawful.checking import LawCheck as LawCheck
     from lawful.checking import assert_lawful as assert_lawful
     from lawful.checking import lawcheck as lawcheck
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 _HOME = {
     "attach": "lawful.attachment.attachment",
     "attachment_of": "lawful.attachment.attachment",
+    "register": "lawful.attachment.registry",
     "Attachment": "lawful.attachment.attachment",
     "Backprop": "lawful.rules.backprop",
     "FeedbackAlignment": "lawful.rules.feedback_alignment",

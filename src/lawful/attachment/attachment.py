@@ -11,8 +11,8 @@ from torch import nn
 from lawful.attachment.base import Attachment as Attachment
 from lawful.attachment.base import attachment_of as attachment_of
 from lawful.attachment.coverage import Site, check_patterns, choose, survey
-from lawful.attachment.distributed import give_to_ddp, keep_from_ddp
 from lawful.attachment.direct import DirectAttachment
+from lawful.attachment.distributed import give_to_ddp, keep_from_ddp
 from lawful.attachment.leaf import FeedbackLeaf, buffer_name
 from lawful.attachment.reparametrised import read_weight
 from lawful.attachment.swap import swap, unswap

@@ -18,6 +18,9 @@ from lawful.attachment.leaf import FeedbackLeaf
 
 Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
+_TORCH: Any = F
+"""torch's own checks of shapes and masks, which have no public names."""
+
 
 class AttentionLeaf(FeedbackLeaf):
     """``nn.MultiheadAttention``: W_Q, W_K, W_V packed or apart, each with its B."""
@@ -46,7 +49,7 @@ class AttentionLeaf(FeedbackLeaf):
                 is_causal=is_causal,
             )
         mha: Any = self
-        batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, mha.num_heads)
+        batched = _TORCH._mha_shape_check(query, key, value, key_padding_mask, attn_mask, mha.num_heads)
         query, key, value = _time_first(query, key, value, batched, mha.batch_first)
         if not batched and key_padding_mask is not None:
             key_padding_mask = key_padding_mask.unsqueeze(0)
@@ -87,7 +90,7 @@ class AttentionLeaf(FeedbackLeaf):
         return kernels.linear(x, W, bias, B, transport)
 
 
-def _unpack(projected: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+def _unpack(projected: torch.Tensor, parts: int) -> Any:
     size = projected.size(-1) // parts
     stacked = projected.unflatten(-1, (parts, size)).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
     return tuple(stacked[i] for i in range(parts))
@@ -114,10 +117,10 @@ def _masks(
     need_weights: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
     """Both masks as additive ones, and whether attention may rely on the causal hint alone."""
-    padding = F._canonical_mask(
+    padding = _TORCH._canonical_mask(
         mask=key_padding_mask,
         mask_name="key_padding_mask",
-        other_type=F._none_or_dtype(attn_mask),
+        other_type=_TORCH._none_or_dtype(attn_mask),
         other_name="attn_mask",
         target_type=query.dtype,
     )
@@ -125,7 +128,7 @@ def _masks(
         raise RuntimeError("need attn_mask if specifying the is_causal hint")
     if is_causal and padding is None and not need_weights:
         return padding, None, True
-    mask = F._canonical_mask(
+    mask = _TORCH._canonical_mask(
         mask=attn_mask,
         mask_name="attn_mask",
         other_type=None,
@@ -144,7 +147,7 @@ def _attend(
     is_causal: bool,
     need_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scaled dot-product attention: (length · batch, channels), and the weights (batch, heads, length, source) if asked."""
+    """Scaled dot-product attention, (length · batch, channels), and its weights (batch, heads, length, source)."""
     q, k, v = projected
     length, count, size = q.shape
     heads, rows = mha.num_heads, count * mha.num_heads

@@ -68,7 +68,7 @@ class Attachment(abc.ABC):
         """What identifies this attachment's rules, as JSON values."""
 
     @abc.abstractmethod
-    def _learners(self) -> Iterator[tuple[Any, nn.Parameter]]:
+    def _learners(self) -> Iterator[tuple[Any, torch.Tensor]]:
         """Rules that must act after optimizer steps, each with a parameter whose steps it must see."""
 
     @abc.abstractmethod

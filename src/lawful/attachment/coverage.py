@@ -72,7 +72,7 @@ def survey(model: nn.Module) -> Survey:
                 raise AttachmentError(f"{dotted} has no shape yet: run one forward pass of the lazy module first")
         if type(module).__module__.startswith(_QUANTISED):
             found.uncovered[prefix or type(module).__name__] = (
-                f"{type(module).__qualname__} is quantised and sends no error at all: train the module that it was made from"
+                f"{type(module).__qualname__} is quantised and sends no error: train the module it was made from"
             )
             continue
         _survey_one(found, prefix, module, kind_of(module))
@@ -104,8 +104,8 @@ def _survey_one(found: Survey, prefix: str, module: nn.Module, kind: Kind | None
 def _unknown(module: nn.Module) -> str:
     known = ", ".join(kind.__name__ for kind in KINDS)
     return (
-        f"module type {type(module).__qualname__} is not known to lawful with this parameter: use one of {known}, or say "
-        f"what it is by lawful.register({type(module).__qualname__}, weights=…, added=…, elementwise=…)"
+        f"module type {type(module).__qualname__} is not known to lawful with this parameter: use one of {known}, "
+        f"or say what it is by lawful.register({type(module).__qualname__}, weights=…, added=…, elementwise=…)"
     )
 
 

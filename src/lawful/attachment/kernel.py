@@ -25,8 +25,10 @@ class Forward(Protocol):
     """h = f(inputs, W) + b."""
 
     def __call__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, inputs: tuple[torch.Tensor, ...], options: Any
-    ) -> torch.Tensor: ...
+        self, weight: torch.Tensor, bias: torch.Tensor | None, inputs: tuple[torch.Tensor, ...], options: Any, /
+    ) -> torch.Tensor:
+        """The operation, on tensors."""
+        ...
 
 
 class Backward(Protocol):
@@ -41,7 +43,10 @@ class Backward(Protocol):
         options: Any,
         transport: Transport | None,
         needs: tuple[bool, ...],
-    ) -> Gradients: ...
+        /,
+    ) -> Gradients:
+        """The gradients, on tensors."""
+        ...
 
 
 class Kernel(Protocol):
@@ -55,7 +60,9 @@ class Kernel(Protocol):
         bias: torch.Tensor | None,
         B: torch.Tensor,
         *inputs: torch.Tensor,
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Call the operation."""
+        ...
 
 
 class Tangent(Protocol):
@@ -69,7 +76,10 @@ class Tangent(Protocol):
         weight_t: torch.Tensor | None,
         bias_t: torch.Tensor | None,
         inputs_t: tuple[torch.Tensor | None, ...],
-    ) -> torch.Tensor: ...
+        /,
+    ) -> torch.Tensor:
+        """The tangent, on tensors."""
+        ...
 
 
 def multilinear_tangent(forward: Forward) -> Tangent:
@@ -111,14 +121,14 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
         ctx.save_for_backward(weight, B, *rest)
         ctx.save_for_forward(weight, B, *rest)
 
-    def guarded(ctx: Any, delta: Any) -> Any:
+    def guarded(ctx: Any, *deltas: Any) -> Any:
         options, transport, needs = ctx.options, ctx.transport, ctx.needs_input_grad
         needs = (needs[2], needs[3], *needs[5:])
 
         def compute(delta: torch.Tensor, weight: torch.Tensor, B: torch.Tensor, *inputs: torch.Tensor) -> Gradients:
             return gradients(delta, weight, B, inputs, options, transport, needs)
 
-        weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
+        weight_g, bias_g, *errors = final(compute, *deltas, *ctx.saved_tensors)
         return None, None, weight_g, bias_g, None, *errors
 
     class Eager(Function):

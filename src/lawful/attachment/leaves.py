@@ -37,7 +37,7 @@ class TransposedLinearLeaf(FeedbackLeaf):
 class ConvLeaf(FeedbackLeaf):
     """``nn.Conv1d/2d/3d``: δ_{i-1} is the adjoint convolution of δ_i with B.
 
-    Padding by reflection, replication or wrapping happens before the convolution, in autograd's hands: it has no weight.
+    Padding by reflection, replication or wrapping happens before the convolution, in autograd's hands.
     """
 
     bias: nn.Parameter | None

@@ -168,9 +168,9 @@ class Operands(torch.Tensor):
             added = args[slot] if slot < len(args) else kwargs.get("bias")
             return _multiply(func, leaves, spec, pairs[0], added)
         raise CoverageError(
-            f"{pairs[0].lawful_name} meets {getattr(func, '__name__', func)} with {len(pairs)} registered weights, which "
-            "is no product of one weight with inputs: an error would travel through W. Register the parameter as added= "
-            "or elementwise= if it is that, or write the step as F.linear, @ or einsum"
+            f"{pairs[0].lawful_name} meets {getattr(func, '__name__', func)} with {len(pairs)} registered weights: "
+            "no product of one weight with inputs, so an error would travel through W. Register the parameter as "
+            "added= or elementwise= if it is that, or write the step as F.linear, @ or einsum"
         )
 
 

@@ -158,5 +158,5 @@ class RecurrentLeaf(FeedbackLeaf):
                 state = (kernels.linear(state[0], hr.weight, None, hr.B, hr.transport), *state[1:])
             outputs.append(state[0])
         finished.append(state)
-        ends = tuple(torch.cat(parts[::-1]) if len(parts) > 1 else parts[0] for parts in zip(*finished, strict=True))
+        ends = tuple(torch.cat(parts[::-1]) for parts in zip(*finished, strict=True))
         return torch.cat(outputs[::-1] if reverse else outputs), ends

@@ -29,11 +29,11 @@ def unswap(module: FeedbackLeaf) -> None:
     """Undo :func:`swap`: the class, and nothing of the rule left behind."""
     if type(module) is not feedback_class(module.lawful_leaf, module.lawful_base):
         raise AttachmentError(
-            f"expected {module.lawful_base.__name__} with feedback; got {type(module).__name__}: something (fully_shard, "
-            "a parametrization) changed the module's class after lawful.attach; undo that first"
+            f"expected {module.lawful_base.__name__} with feedback; got {type(module).__name__}: something "
+            "(fully_shard, a parametrization) changed the module's class after lawful.attach; undo that first"
         )
     for weight, keys in module.lawful_keys.items():
         for key in keys:
             delattr(module, buffer_name(weight, key))
     del module.lawful_rules, module.lawful_keys
-    module.__class__ = module.lawful_base
+    object.__setattr__(module, "__class__", module.lawful_base)
