@@ -61,7 +61,7 @@ def stage(settings: Settings, seed: int, progress: Progress) -> Section:
             Figure(
                 "depth",
                 "Every hidden layer of deeper networks",
-                "What discrete steps, with the lr as set, take from each hidden layer's quantity, relatively; one output.",
+                "What discrete steps, with the lr as set, take from each hidden layer's quantity, relatively.",
                 [
                     Panel(f"{NAMES[name]} networks", "time t = lr · step", "1 − q(t) / q(0)", tuple(group))
                     for name, group in panels.items()

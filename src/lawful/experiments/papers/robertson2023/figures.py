@@ -96,12 +96,12 @@ def _ratio(quantities: Laws) -> Floats:
 def _figure1(settings: Settings, runs: dict[str, list[Run]]) -> Figure:
     panels = []
     for name, group in runs.items():
-        t = group[0].flow.t[1:]
+        t = group[0].flow.t
         lines = (
-            band("flow (lr → 0)", t, [_ratio(r.flow_laws)[1:] for r in group]),
-            band(f"gradient descent, lr = {settings.lr:g}", t, [_ratio(r.descent_laws)[1:] for r in group], style="--"),
+            band("flow (lr → 0)", t, [_ratio(r.flow_laws) for r in group]),
+            band(f"gradient descent, lr = {settings.lr:g}", t, [_ratio(r.descent_laws) for r in group], style="--"),
         )
-        panels.append(Panel(f"{NAMES[name]} network", "time t = lr · step", "ratio q(t) / q(0)", lines, xscale="log"))
+        panels.append(Panel(f"{NAMES[name]} network", "time t = lr · step", "ratio q(t) / q(0)", lines))
     return Figure(
         "figure1",
         "Figure 1: Theorem 5.1's quantity, relative to its start",

@@ -129,7 +129,7 @@ def slope(x: Sequence[float], y: Floats) -> float:
 
     >>> x = np.array([0.4, 0.2, 0.1])
     >>> round(slope(x, x * (1 + x)), 2), round(slope(x, x**2), 12)
-    (0.99, 2.0)
+    (1.03, 2.0)
     """
     first, second = np.diff(np.log(y)) / np.diff(np.log(np.asarray(x)))
     return float(2 * second - first)
