@@ -15,7 +15,7 @@ from lawful.experiments.papers.robertson2023.law import slope
 from lawful.experiments.papers.robertson2023.settings import QUICK, Settings
 from lawful.experiments.papers.robertson2023.shorthand import decade, negligible, spread
 
-SMALL = Settings(n=6, d=10, width=8, steps=150, seeds=2, digits_epochs=1)
+SMALL = Settings(n=4, d=12, width=8, steps=150, seeds=2, digits_epochs=1)
 
 
 def section(stage, settings=SMALL, seed=0):
@@ -98,7 +98,7 @@ def test_every_claim_holds_and_is_reproducible(stage):
     [
         {"activation": "tanh"},
         {"activation": "leaky_relu", "outputs": 3, "depth": 3},
-        {"activation": "linear", "n": 12},
+        {"activation": "linear", "n": 40},
         {"n": 1, "d": 1, "width": 1, "steps": 8, "seeds": 1},
     ],
 )
