@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lawful.attachment import kernels
-from lawful.attachment.leaf import FeedbackLeaf
+from lawful.attachment.leaf import FeedbackLeaf, sends_no_error
 
 Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -37,7 +37,7 @@ class AttentionLeaf(FeedbackLeaf):
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As ``nn.MultiheadAttention.forward``."""
-        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        if sends_no_error():
             return super().forward(
                 query,
                 key,

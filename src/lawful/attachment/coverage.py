@@ -67,9 +67,7 @@ def survey(model: nn.Module) -> Survey:
         if isinstance(module, FeedbackLeaf):
             raise AttachmentError(f"{prefix or 'the model'} carries a rule already: call attachment.remove() first")
         for name, parameter in module._parameters.items():
-            if isinstance(parameter, UninitializedParameter):
-                dotted = _dotted(prefix, name)
-                raise AttachmentError(f"{dotted} has no shape yet: run one forward pass of the lazy module first")
+            _check_whole(_dotted(prefix, name), parameter)
         if type(module).__module__.startswith(_QUANTISED):
             found.uncovered[prefix or type(module).__name__] = (
                 f"{type(module).__qualname__} is quantised and sends no error: train the module it was made from"
@@ -77,6 +75,13 @@ def survey(model: nn.Module) -> Survey:
             continue
         _survey_one(found, prefix, module, kind_of(module))
     return found
+
+
+def _check_whole(dotted: str, parameter: nn.Parameter | None) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise AttachmentError(f"{dotted} has no shape yet: run one forward pass of the lazy module first")
+    if type(parameter).__name__ == "DTensor":  # by name: importing torch.distributed.tensor is slow
+        raise AttachmentError(f"{dotted} is sharded: call lawful.attach before fully_shard, while weights are whole")
 
 
 def _survey_one(found: Survey, prefix: str, module: nn.Module, kind: Kind | None) -> None:

@@ -28,6 +28,13 @@ def buffer_name(weight: str, key: str) -> str:
     return f"lawful_{weight}_{key}"
 
 
+def sends_no_error() -> bool:
+    """Whether no backward pass can follow (no grad mode, or an export): then torch's own forward pass will do."""
+    if torch.compiler.is_exporting():
+        return True
+    return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+
+
 class FeedbackLeaf(nn.Module):
     """Mixin of every swapped class: what the rule says about this leaf's weights."""
 

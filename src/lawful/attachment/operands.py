@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 from lawful.attachment.kernel import Gradients, Transport, feedback_kernel
-from lawful.attachment.leaf import FeedbackLeaf, Operand
+from lawful.attachment.leaf import FeedbackLeaf, Operand, sends_no_error
 from lawful.errors import CoverageError
 
 Function = Callable[..., Any]
@@ -215,6 +215,8 @@ class OperandLeaf(FeedbackLeaf):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward pass."""
+        if sends_no_error():
+            return super().forward(*args, **kwargs)
         real = {name: self._parameters[name] for name in self.lawful_rules}
         entries: Any = self._parameters
         label = self.lawful_base.__name__

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from lawful.attachment import kernels
-from lawful.attachment.leaf import FeedbackLeaf
+from lawful.attachment.kernel import cast_for_autocast
+from lawful.attachment.leaf import FeedbackLeaf, sends_no_error
 
 State = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, torch.Tensor, State], State]
@@ -47,8 +48,8 @@ STEPS: dict[str, Step] = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _tanh, "RNN_RE
 _CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU", "RNNCell": "RNN"}
 
 
-def _no_gradient() -> bool:
-    return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+def _cast(x: torch.Tensor) -> torch.Tensor:
+    return cast_for_autocast(x)[0]  # pyright: ignore[reportReturnType] - a tensor stays one
 
 
 class CellLeaf(FeedbackLeaf):
@@ -56,7 +57,7 @@ class CellLeaf(FeedbackLeaf):
 
     def forward(self, input: torch.Tensor, hx: Any = None) -> Any:  # noqa: A002 - nn.LSTMCell's own name
         """As the cell's own forward pass."""
-        if _no_gradient():
+        if sends_no_error():
             return super().forward(input, hx)
         cell: Any = self
         name = next(mode for kind, mode in _CELLS.items() if kind in {c.__name__ for c in type(self).__mro__})
@@ -81,7 +82,7 @@ class RecurrentLeaf(FeedbackLeaf):
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 - nn.LSTM's own name
         """As the module's own forward pass, to rounding."""
-        if _no_gradient():
+        if sends_no_error():
             return super().forward(input, hx)
         rnn: Any = self
         if isinstance(input, PackedSequence):
@@ -104,11 +105,12 @@ class RecurrentLeaf(FeedbackLeaf):
 
     def _initial(self, hx: Any, like: torch.Tensor, count: int, order: torch.Tensor | None) -> State:
         rnn: Any = self
+        like = _cast(like)
         rows = rnn.num_layers * (2 if rnn.bidirectional else 1)
         if hx is None:
             hidden = like.new_zeros(rows, count, rnn.proj_size or rnn.hidden_size)
             return (hidden, like.new_zeros(rows, count, rnn.hidden_size)) if rnn.mode == "LSTM" else (hidden,)
-        given = hx if isinstance(hx, tuple) else (hx,)
+        given = tuple(_cast(h) for h in (hx if isinstance(hx, tuple) else (hx,)))
         return given if order is None else tuple(h.index_select(1, order) for h in given)
 
     def _packed(self, states: State, order: torch.Tensor | None) -> Any:
