@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lawful.conservation.base import LawSet as LawSet
     from lawful.conservation.derive import laws_of as laws_of
     from lawful.ledger.ledger import Ledger as Ledger
+    from lawful.finder.search import FoundLaw as FoundLaw
+    from lawful.finder.search import LawSearch as LawSearch
+    from lawful.finder.search import find_laws as find_laws
     from lawful.rules.backprop import Backprop as Backprop
     from lawful.rules.base import Rule as Rule
     from lawful.rules.batchwise_magnitude_sign_symmetry import (
@@ -74,6 +77,9 @@ _HOME = {
     "Law": "lawful.conservation.base",
     "LawSet": "lawful.conservation.base",
     "Ledger": "lawful.ledger.ledger",
+    "find_laws": "lawful.finder.search",
+    "LawSearch": "lawful.finder.search",
+    "FoundLaw": "lawful.finder.search",
     "LawfulError": "lawful.errors",
 }
 """Public name -> the module that defines it; imported on first use, so ``import lawful`` stays light (PEP 562)."""

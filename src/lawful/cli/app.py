@@ -19,6 +19,7 @@ from lawful.errors import LawfulError
 
 VERBS: dict[str, str] = {
     "reproduce": "lawful.cli.reproduce",
+    "find": "lawful.cli.find",
     "train": "lawful.cli.train",
 }
 """Verb -> the module whose function of that name is the command."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Final
 
@@ -21,15 +22,14 @@ class Activation:
     Attributes:
         name: its name.
         degree: k when positively homogeneous of degree k, else None.
-        patterns: the slopes on the two half-lines ("free": none; otherwise the pair of slopes, and each unit of each
-            sample has a mask).
+        slopes: the slopes for h < 0 and h > 0 where the activation has masks, else None.
         apply: (h, mask, value) -> (a, σ'(h)); ``value`` is the free value of a transcendental function.
         linear: True for the identity.
     """
 
     name: str
     degree: int | None
-    slopes: tuple[int, int] | None
+    slopes: tuple[Fraction, Fraction] | None
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]
     linear: bool = False
 
@@ -66,19 +66,22 @@ def _logistic(a: Any) -> Any:
     return ff.add(a, ff.scale(ff.times(a, a), -1.0))
 
 
+_RELU: Final = (Fraction(0), Fraction(1))
+_LEAKY: Final = (Fraction(1, 100), Fraction(1))
+
 ACTIVATIONS: Final[dict[str, Activation]] = {
     activation.name: activation
     for activation in (
         Activation("linear", 1, None, _identity, linear=True),
-        Activation("relu", 1, (0, 1), _masked),
-        Activation("leaky_relu", 1, (3, 1), _masked),
+        Activation("relu", 1, _RELU, _masked),
+        Activation("leaky_relu", 1, _LEAKY, _masked),
         Activation("square", 2, None, _square),
-        Activation("squared_relu", 2, (0, 1), _squared_relu),
+        Activation("squared_relu", 2, _RELU, _squared_relu),
         Activation("tanh", None, None, _transcendental(_one_minus_square)),
         Activation("sigmoid", None, None, _transcendental(_logistic)),
     )
 }
-"""By name; the slope 3 of leaky ReLU stands for any generic one (fields are affine in each mask)."""
+"""By name; leaky ReLU has PyTorch's slope, and any other gives the same count where masks are free."""
 
 MODULES: Final[dict[type, str]] = {
     torch.nn.ReLU: "relu",
@@ -147,9 +150,7 @@ class Architecture:
     @property
     def size(self) -> int:
         """D: the number of weights and biases."""
-        return sum(
-            n * m + m * b for n, m, b in zip(self.widths, self.widths[1:], self.biases, strict=False)
-        )
+        return sum(n * m + m * b for n, m, b in zip(self.widths, self.widths[1:], self.biases, strict=False))
 
     def names(self) -> list[str]:
         """The name of every coordinate of θ, counted from 1: ``W1[2,1]``, ``b1[2]``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from lawful.finder.proof import Context
 
 MAX_PATTERNS = 4096
 
+Pattern: TypeAlias = tuple[tuple[Fraction, ...], ...]
+
 
 def contexts_of(system: System, point: list[np.ndarray]) -> tuple[Context, ...]:
     """The cases for laws that are local to the orthant or the activation region of ``point``.
@@ -20,22 +24,19 @@ def contexts_of(system: System, point: list[np.ndarray]) -> tuple[Context, ...]:
         SettingError: more than 4096 activation patterns.
     """
     if system.inputs is not None:
-        masks = patterns_at(system, point, system.inputs)
-        return tuple(
-            Context(_pattern(masks, row), tuple(x)) for row, x in enumerate(system.inputs)
-        )
+        patterns = patterns_at(system, point, system.inputs)
+        return tuple(Context(_pattern(system, patterns, row), tuple(x)) for row, x in enumerate(system.inputs))
     if system.family.orthant and system.arch.sigma.slopes is not None:
         return tuple(Context(masks=pattern) for pattern in realised_patterns(system, point))
     return (Context(),)
 
 
-def _pattern(masks: list[np.ndarray | None], row: int) -> tuple[tuple[int, ...], ...] | None:
-    if any(mask is None for mask in masks):
-        return None
-    return tuple(tuple(int(s) for s in mask[row]) for mask in masks if mask is not None)
+def _pattern(system: System, patterns: list[np.ndarray], row: int) -> Pattern | None:
+    slopes = system.arch.sigma.slopes
+    return None if slopes is None else tuple(tuple(slopes[int(on)] for on in layer[row]) for layer in patterns)
 
 
-def realised_patterns(system: System, point: list[np.ndarray]) -> list[tuple[tuple[int, ...], ...]]:
+def realised_patterns(system: System, point: list[np.ndarray]) -> list[Pattern]:
     """Every activation pattern that some θ in the orthant of ``point`` shows for some input.
 
     Without a bias, a unit whose inputs all push the same way has one state; all other units are free.
@@ -45,7 +46,7 @@ def realised_patterns(system: System, point: list[np.ndarray]) -> list[tuple[tup
     if slopes is None:
         return []
     weights, _, _ = split(system, point)
-    patterns: list[tuple[tuple[int, ...], ...]] = [()]
+    patterns: list[Pattern] = [()]
     for i, n in enumerate(arch.widths[1:-1]):
         longer = []
         for pattern in patterns:

@@ -59,6 +59,7 @@ class System:
             direct rules D_i (outputs, n_i) stored at layer i + 1.
         softmax: error signals sum to zero.
         inputs: fixed inputs (n, n_0), rationals, for laws that hold on a data set only, or None for all inputs.
+        geometry: the optimiser, a name in :data:`lawful.finder.geometry.GEOMETRIES`.
     """
 
     arch: Architecture
@@ -66,6 +67,7 @@ class System:
     exact: tuple[np.ndarray, ...]
     softmax: bool = False
     inputs: np.ndarray | None = None
+    geometry: str = "plain"
 
     @cached_property
     def B(self) -> tuple[np.ndarray, ...]:
@@ -82,10 +84,24 @@ class System:
             for block in self.exact
         )
 
+    def acts_linearly(self, i: int) -> bool:
+        """True when layer i (from 0) passes h on unchanged: the output, identities, and what is always switched on.
+
+        Under the monotone rule every ReLU unit without bias behind the first layer is on: it adds positive numbers.
+        """
+        arch = self.arch
+        always_on = self.family.orthant == "positive" and i > 0 and not arch.biases[i] and arch.activation == "relu"
+        return arch.sigma.linear or i == arch.depth - 1 or always_on
+
+    @property
+    def num_parameters(self) -> int:
+        """D, and for rules whose feedback moves the size of B as well: what the update fields move."""
+        return self.arch.size + self.moving_size
+
     @property
     def dimension(self) -> int:
-        """The number of coordinates of the state: D, and for rules whose feedback moves B's as well."""
-        return self.arch.size + self.moving_size
+        """The number of coordinates of the state: the parameters, and what the optimiser adds."""
+        return self.num_parameters * (2 if self.geometry == "momentum" else 1) + (self.geometry != "plain")
 
     @property
     def moving_size(self) -> int:
@@ -99,7 +115,11 @@ class System:
         return self.family.source == "moving"
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """The blocks of the state in order: W_1, (b_1), W_2, …, then the moving B_2 … B_L."""
+        """The blocks of the whole state: the parameters, (their velocities), (E = e^t)."""
+        return self.parameter_shapes() * (2 if self.geometry == "momentum" else 1) + [(1,)] * (self.geometry != "plain")
+
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        """The blocks of the parameters in order: W_1, (b_1), W_2, …, then the moving B_2 … B_L."""
         shapes: list[tuple[int, ...]] = []
         widths = self.arch.widths
         for i in range(self.arch.depth):
@@ -125,13 +145,14 @@ def draw_point(system: System, rng: np.random.Generator) -> list[np.ndarray]:
     """A random state, block by block; positive weights where the rule keeps them so."""
     theta = [ff.random_residues(rng, shape) for shape in system.shapes()]
     if system.family.orthant == "positive":
-        theta = [np.abs(block) + 1 if block.ndim == 2 and i else block for i, block in enumerate(theta)]
+        weights = len(system.parameter_shapes())
+        theta = [np.abs(t) + 1 if t.ndim == 2 and 0 < i < weights else t for i, t in enumerate(theta)]
     return theta
 
 
 def split(system: System, theta: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The blocks of a state as (W, b, moving B), each one a layer; absent biases are None."""
-    blocks = iter(theta)
+    blocks = iter(theta[: len(system.parameter_shapes())])
     weights, biases = [], []
     for has_bias in system.arch.biases:
         weights.append(next(blocks))
@@ -171,7 +192,7 @@ def _masks(
     if slopes is None:
         return [None] * (arch.depth - 1)
     if system.inputs is not None:
-        return patterns_at(system, point, x)
+        return [slope_residues(system, on) for on in patterns_at(system, point, x)]
     free = not system.family.orthant and system.family.route != "signs"
     if free:
         return [ff.random_residues(rng, (len(x), n)) for n in arch.widths[1:-1]]
@@ -184,40 +205,51 @@ def _masks(
             up = (np.maximum(sign, 0) @ (weights[i] > 0).T) + (np.maximum(-sign, 0) @ (weights[i] < 0).T)
             down = (np.maximum(sign, 0) @ (weights[i] < 0).T) + (np.maximum(-sign, 0) @ (weights[i] > 0).T)
             on = np.where((up > 0) & (down > 0), on, up > 0)
-        masks.append(np.where(on, float(slopes[1]), float(slopes[0])))
+        masks.append(slope_residues(system, on))
         sign = np.where(on, 1.0, -1.0 if slopes[0] else 0.0)
     return masks
 
 
-def patterns_at(system: System, point: Sequence[np.ndarray], x: np.ndarray) -> list[np.ndarray | None]:
-    """The patterns that the integer lift of the point shows on given inputs (exact whole numbers)."""
+def patterns_at(system: System, point: Sequence[np.ndarray], x: np.ndarray) -> list[np.ndarray]:
+    """Which units are on, per hidden layer, at the integer lift of the point for given rational inputs (exact)."""
     arch = system.arch
     slopes = arch.sigma.slopes
-    assert slopes is not None
+    if slopes is None:
+        return []
     weights, biases, _ = split(system, point)
-    masks: list[np.ndarray | None] = []
+    patterns: list[np.ndarray] = []
     a = x
     for i in range(arch.depth - 1):
         h = a @ np.vectorize(int, otypes=[object])(weights[i]).T
         if biases[i] is not None:
             h = h + np.vectorize(int, otypes=[object])(biases[i])
-        on = h > 0
-        masks.append(np.where(on, float(slopes[1]), float(slopes[0])))
+        on = (h > 0).astype(bool)
+        patterns.append(on)
         a = np.where(on, slopes[1] * h, slopes[0] * h)
-    return masks
+        a = a if arch.sigma.degree == 1 else a * h
+    return patterns
+
+
+def slope_residues(system: System, on: np.ndarray) -> np.ndarray:
+    """The slope of each unit modulo p."""
+    low, high = system.arch.sigma.slopes or (0, 1)
+    return np.where(on, ff.residue(high), ff.residue(low))
 
 
 def _signs(system: System, e: np.ndarray, masks: list[np.ndarray | None]) -> list[np.ndarray]:
     """For the sign rule: sign(δ_i B_i) per hidden layer, from exact small integers (it does not depend on θ)."""
     if system.family.route != "signs":
         return []
+    low, high = system.arch.sigma.slopes or (Fraction(1), Fraction(1))
+    common = math.lcm(Fraction(low).denominator, Fraction(high).denominator)
     signs: list[np.ndarray] = []
     delta = e.astype(int).astype(object)
     for i in reversed(range(1, system.arch.depth)):
-        carried = np.sign((delta @ system.scaled[i]).astype(np.float64))
-        signs.insert(0, carried)
+        carried = np.sign((delta @ system.scaled[i]).astype(np.float64)).astype(int)
+        signs.insert(0, carried.astype(np.float64))
         mask = masks[i - 1]
-        delta = (carried if mask is None else carried * mask).astype(int).astype(object)
+        slope = 1 if mask is None else np.where(mask == 1, int(high * common), int(low * common))
+        delta = (carried * slope).astype(object)
     return signs
 
 
@@ -279,7 +311,9 @@ def flat(system: System, blocks: Sequence[Any], count: int) -> np.ndarray:
     """Blocks of residues as one matrix (n, dimension)."""
     shapes = system.shapes()
     rows = [
-        np.zeros((count, int(np.prod(shape)))) if block is None else np.broadcast_to(block, (count, *shape)).reshape(count, -1)
+        np.zeros((count, int(np.prod(shape))))
+        if block is None
+        else np.broadcast_to(block, (count, *shape)).reshape(count, -1)
         for block, shape in zip(blocks, shapes, strict=True)
     ]
     return np.concatenate(rows, axis=1)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from lawful.finder import residues as ff
-from lawful.finder.fields import Data, System, draw_data, draw_point, feedback_at, flat, update_field
+from lawful.finder.fields import Data, System, draw_data, draw_point, feedback_at, flat
+from lawful.finder.geometry import state_field
 
 Field = Callable[[Sequence[Any]], list[Any]]
 
@@ -66,9 +67,7 @@ def nested_bracket(fields: Sequence[Field], theta: Sequence[Any]) -> list[Any]:
     along = nested_bracket(rest, [ff.Dual(t, d) for t, d in zip(theta, u, strict=True)])
     v = [_real(a) for a in along]
     back = first([ff.Dual(t, d) for t, d in zip(theta, v, strict=True)])
-    return [
-        ff.add(_imaginary(a), ff.scale(_imaginary(b), -1.0)) for a, b in zip(along, back, strict=True)
-    ]
+    return [ff.add(_imaginary(a), ff.scale(_imaginary(b), -1.0)) for a, b in zip(along, back, strict=True)]
 
 
 def _real(a: Any) -> Any:
@@ -83,7 +82,7 @@ def bracket_rows(
     system: System, B: Sequence[Any], point: Sequence[np.ndarray], data: Sequence[Data], count: int
 ) -> np.ndarray:
     """The brackets of level ``len(data) - 1`` at the point, one a row."""
-    fields: list[Field] = [lambda theta, d=d: update_field(system, B, theta, d) for d in data]
+    fields: list[Field] = [lambda theta, d=d: state_field(system, B, theta, d) for d in data]
     return flat(system, nested_bracket(fields, point), count)
 
 

@@ -63,7 +63,7 @@ def neuron_and_matrix(symbols: Symbols) -> Iterator[Candidate]:
         if family.direct and i < arch.depth - 2:
             continue
         for j in range(arch.widths[i + 1]):
-            for k in range(j, arch.widths[i + 1] if arch.sigma.linear else j + 1):
+            for k in range(j, arch.widths[i + 1] if system.acts_linearly(i) else j + 1):
                 yield _pair_law(symbols, i, j, k, degree)
 
 
@@ -93,7 +93,14 @@ def _pair_law(symbols: Symbols, i: int, j: int, k: int, degree: int) -> Candidat
     else:
         name, text = f"matrix law of layer {i + 1}, entry ({j + 1}, {k + 1})", _matrix_formula(symbols, i, j, k)
         kind = "matrix"
-    shape = (arch.widths[i], arch.widths[i + 1 : i + 3], bias is None, arch.activation, family.name, i == arch.depth - 2)
+    shape = (
+        arch.widths[i],
+        arch.widths[i + 1 : i + 3],
+        bias is None,
+        arch.activation,
+        family.name,
+        i == arch.depth - 2,
+    )
     return Candidate(kind, name, text, h, orbit=("pair", j == k, shape, system.softmax))
 
 
@@ -124,27 +131,27 @@ def _matrix_formula(symbols: Symbols, i: int, j: int, k: int) -> str:
 
 
 def bias_shift(symbols: Symbols) -> Iterator[Candidate]:
-    """b_i - B_{i+1}ᵀ b_{i+1} of linear layers (or one layer and any output bias), for constant B."""
+    """b_i - B_{i+1}ᵀ b_{i+1} of linear nets with constant B; under direct rules b_i - D_iᵀ b_L."""
     system = symbols.system
     arch, family = system.arch, system.family
-    if not arch.sigma.linear or family.source not in ("fixed", "sign") or family.route in ("signs", "direct-target"):
+    if family.source not in ("fixed", "sign") or family.route in ("signs", "direct-target"):
         return
     for i in range(arch.depth - 1):
-        lower, upper = arch.bias_at[i], arch.bias_at[i + 1]
-        if lower is None or upper is None or (family.direct and i < arch.depth - 2):
+        if not system.acts_linearly(i) or not (family.direct or system.acts_linearly(i + 1)):
+            continue
+        reader = arch.depth - 1 if family.direct else i + 1
+        lower, upper = arch.bias_at[i], arch.bias_at[reader]
+        if lower is None or upper is None:
             continue
         B, letter = symbols.feedback_at[i + 1], f"D{i + 1}" if family.direct else f"B{i + 2}"
         for j in range(arch.widths[i + 1]):
             h: Polynomial = {}
             _put(h, 1, lower[j])
-            for o in range(arch.widths[i + 2]):
-                _put(h, -1, B[o, j], upper[o])
-            yield Candidate(
-                "shift",
-                f"bias law of layer {i + 1}, neuron {j + 1}",
-                f"b{i + 1}[{j + 1}] − ⟨{letter}[:,{j + 1}], b{i + 2}⟩",
-                h,
-            )
+            for o, at in enumerate(upper):
+                _put(h, -1, B[o, j], at)
+            name = f"bias law of layer {i + 1}, neuron {j + 1}"
+            text = f"b{i + 1}[{j + 1}] − ⟨{letter}[:,{j + 1}], b{reader + 1}⟩"
+            yield Candidate("shift", name, text, h, orbit=("shift", i))
 
 
 def feedback_difference(symbols: Symbols) -> Iterator[Candidate]:
@@ -168,15 +175,12 @@ def error_map(symbols: Symbols, i: int) -> flint.fmpz_mat | None:
     """
     system = symbols.system
     arch, family = system.arch, system.family
-    out, last = arch.widths[-1], arch.depth - 1
-    free = np.eye(out, dtype=int)
-    if system.softmax:
-        free = free[:, :-1].copy()
-        free[-1, :] = -1
-    C = _integer(free)
+    last = arch.depth - 1
+    C = _error_space(symbols)
     if i == last:
         return C
-    if not arch.sigma.linear or family.source not in ("fixed", "sign") or family.route == "signs":
+    linear = range(i, i + 1) if family.direct else range(i, last)
+    if family.source not in ("fixed", "sign") or family.route == "signs" or not all(map(system.acts_linearly, linear)):
         return None
     if family.route == "direct-target":
         return _integer(system.scaled[i + 1].T)
@@ -185,6 +189,15 @@ def error_map(symbols: Symbols, i: int) -> flint.fmpz_mat | None:
     for layer in reversed(range(i, last)):
         C = _integer(system.scaled[layer + 1].T) * C
     return C
+
+
+def _error_space(symbols: Symbols) -> flint.fmpz_mat:
+    """The identity, or for softmax the columns that span the error signals with sum zero."""
+    free = np.eye(symbols.system.arch.widths[-1], dtype=int)
+    if symbols.system.softmax:
+        free = free[:, :-1].copy()
+        free[-1, :] = -1
+    return _integer(free)
 
 
 def moves_along(symbols: Symbols) -> Iterator[Candidate]:
@@ -217,31 +230,49 @@ def _combination(symbols: Symbols, i: int, row: list[int], r: int, k: int | None
 
 
 def direct_pairs(symbols: Symbols) -> Iterator[Candidate]:
-    """Matrix and bias laws of linear hidden layers under direct feedback, before the last hidden layer.
+    """Laws of hidden layer i under direct feedback when layer i + 1, hidden too, acts linearly.
 
     With rows q, k such that q D_iᵀ = k D_{i+1}ᵀ: (qW_i)·(q'W_i) + (qb_i)(q'b_i) - k W_{i+1} q' - k' W_{i+1} q and
-    q b_i - k b_{i+1}. All q occur when D_{i+1} has full row rank; otherwise those that kill D_iᵀ ker D_{i+1}ᵀ.
+    q b_i - k b_{i+1}. All q occur when D_{i+1} has full row rank; otherwise those that kill D_iᵀ ker D_{i+1}ᵀ. If
+    layer i has masks, only q = one neuron, with itself.
     """
     system = symbols.system
-    arch, family = system.arch, system.family
-    if not (family.direct and arch.sigma.linear):
+    arch = system.arch
+    if not system.family.direct or arch.sigma.degree != 1:
         return
     for i in range(arch.depth - 2):
-        below, above = error_map(symbols, i), error_map(symbols, i + 1)
-        assert below is not None and above is not None
-        pairs = _matching_rows(below, above)
+        if not system.acts_linearly(i + 1):
+            continue
+        above, linear = _direct_map(symbols, i + 1), system.acts_linearly(i)
+        pairs = _matching_rows(_direct_map(symbols, i), above, single=not linear)
         for r, (q, k) in enumerate(pairs):
-            if arch.biases[i] and arch.biases[i + 1]:
+            learned = arch.biases[-1] and system.family.route == "direct-error"
+            if linear and arch.biases[i] and arch.biases[i + 1] and not learned:
                 yield _direct_bias(symbols, i, q, k, r)
-            for s in range(r, len(pairs)):
+            for s in range(r, len(pairs) if linear else r + 1):
                 yield _direct_pair(symbols, i, (q, k), pairs[s], (r, s))
 
 
-def _matching_rows(below: flint.fmpz_mat, above: flint.fmpz_mat) -> list[tuple[list[int], list[int]]]:
-    """A basis of the rows q for which some k has q · below = k · above, each with such a k, in whole numbers."""
-    stacked = flint.fmpz_mat(
-        [list(row) for row in below.tolist()] + [[-x for x in row] for row in above.tolist()]
-    )
+def _direct_map(symbols: Symbols, i: int) -> flint.fmpz_mat:
+    """D_iᵀ restricted to the error signals there are."""
+    system = symbols.system
+    D = _integer(system.scaled[i + 1].T)
+    return D if system.family.route == "direct-target" else D * _error_space(symbols)
+
+
+def _matching_rows(below: flint.fmpz_mat, above: flint.fmpz_mat, *, single: bool) -> list[tuple[list[int], list[int]]]:
+    """A basis of the rows q for which some k has q · below = k · above, each with such a k, in whole numbers.
+
+    With ``single`` only q that are multiples of unit vectors.
+    """
+    if single:
+        rows = [[int(x) for x in row] for row in below.tolist()]
+        pairs = []
+        for j, row in enumerate(rows):
+            found = _matching_rows(flint.fmpz_mat([row]), above, single=False)
+            pairs += [([q[0] * (j == other) for other in range(len(rows))], k) for q, k in found]
+        return pairs
+    stacked = flint.fmpz_mat([list(row) for row in below.tolist()] + [[-x for x in row] for row in above.tolist()])
     n, pairs, rows = below.nrows(), [], []
     for row in left_null_space(stacked):
         q, k = row[:n], row[n:]
@@ -294,7 +325,7 @@ def frozen(symbols: Symbols) -> Iterator[Candidate]:
     """Every weight and bias of a hidden neuron that no error reaches (a zero column of B)."""
     system = symbols.system
     arch, family = system.arch, system.family
-    if family.source != "fixed" or arch.sigma.linear:
+    if family.source != "fixed" or arch.sigma.linear or family.route == "signs":
         return
     reached = np.ones(arch.widths[-1], dtype=bool)
     for i in reversed(range(arch.depth - 1)):

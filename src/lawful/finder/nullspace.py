@@ -16,7 +16,8 @@ import numpy as np
 
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
-from lawful.finder.fields import System, draw_data, flat, update_field
+from lawful.finder.fields import System, draw_data, flat
+from lawful.finder.geometry import state_field
 from lawful.finder.polynomials import Monomial, Polynomial
 from lawful.finder.symbols import Symbols
 
@@ -47,9 +48,7 @@ def monomials(symbols: Symbols, degree: int, *, numeric: bool) -> list[Monomial]
         )
     count = symbols.system.dimension if numeric else symbols.count
     state = symbols.system.dimension
-    return [
-        m for d in range(1, degree + 1) for m in combinations_with_replacement(range(count), d) if m[0] < state
-    ]
+    return [m for d in range(1, degree + 1) for m in combinations_with_replacement(range(count), d) if m[0] < state]
 
 
 def polynomial_laws(
@@ -101,7 +100,7 @@ def _rates(
     theta = _random_states(system, point, count, rng)
     B = [np.broadcast_to(b, (count, *b.shape)) if numeric else _like(b, count, rng, system) for b in system.B]
     data = draw_data(system, point, count, rng)
-    rates = flat(system, update_field(system, B, theta, data), count)
+    rates = flat(system, state_field(system, B, theta, data), count)
     values = np.concatenate([block.reshape(count, -1) for block in (*theta, *([] if numeric else B))], axis=1)
     rates = np.concatenate([rates, np.zeros((count, values.shape[1] - rates.shape[1]))], axis=1)
     columns, start = np.empty((count, len(basis))), 0

@@ -7,6 +7,7 @@ identity in them is an identity of the whole network, whatever its other layers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -26,7 +27,7 @@ class Context:
         x: the input.
     """
 
-    masks: tuple[tuple[int, ...], ...] | None = None
+    masks: tuple[tuple[Fraction, ...], ...] | None = None
     x: tuple[int | Fraction, ...] | None = None
 
 
@@ -39,6 +40,7 @@ class Expansion:
     high: int
     numeric: bool = False
     context: Context = field(default_factory=Context)
+    drift: Callable[[Symbols, int], Polynomial] | None = None
     _numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
     _memo: dict[tuple[str, int, int], Polynomial] = field(default_factory=dict)
     _given: dict[int, int | Fraction] = field(default_factory=dict)
@@ -53,12 +55,16 @@ class Expansion:
         dimension = self.symbols.system.dimension
         slopes = poly.gradient(h, lambda number: number < dimension)
         rows: dict[tuple[int, int], list[Polynomial]] = {}
+        total: Polynomial = {}
         for number, slope in slopes.items():
-            place = self.symbols.places[number]
+            place = self.symbols.forced(number)
             slope = self._substituted(slope) if self.numeric else slope
+            if self.drift is not None:
+                poly.add_into(total, poly.times(slope, self.drift(self.symbols, number)))
+            if place is None:
+                continue
             part = slope if place.column is None else poly.times(slope, self.activation(place.layer, place.column))
             rows.setdefault((place.layer, place.row), []).append(part)
-        total: Polynomial = {}
         for (layer, row), parts in rows.items():
             poly.add_into(total, poly.times(self.delta(layer, row), poly.total_of(parts)), -1)
         return total
@@ -104,7 +110,8 @@ class Expansion:
         return total
 
     def _mask(self, layer: int, unit: int) -> Polynomial:
-        if self.symbols.system.arch.sigma.slopes is None:
+        system = self.symbols.system
+        if system.arch.sigma.slopes is None or system.acts_linearly(layer):
             return poly.constant(1)
         if self.context.masks is not None:
             return poly.constant(self.context.masks[layer][unit])
@@ -168,7 +175,13 @@ class Expansion:
 
 
 def rate_of(
-    symbols: Symbols, h: Polynomial, *, numeric: bool, to_output: bool, contexts: tuple[Context, ...] = (Context(),)
+    symbols: Symbols,
+    h: Polynomial,
+    *,
+    numeric: bool,
+    to_output: bool,
+    contexts: tuple[Context, ...] = (Context(),),
+    drift: Callable[[Symbols, int], Polynomial] | None = None,
 ) -> list[Polynomial]:
     """∇h · F in each context; all empty exactly when h is a law.
 
@@ -178,12 +191,13 @@ def rate_of(
         numeric: put the given numbers for B; otherwise B's entries are symbols and the law is one for every B.
         to_output: expand up to the output error instead of stopping at the highest layer mentioned.
         contexts: the cases to check.
+        drift: the part of each state variable's rate that the optimiser adds.
     """
-    dimension, last = symbols.system.dimension, symbols.system.arch.depth - 1
-    layers = {symbols.places[n].layer for monomial in h for n in monomial if n < dimension}
+    last = symbols.system.arch.depth - 1
+    layers = symbols.layers(h)
     rates = []
     for context in contexts:
         low = min(layers, default=0) if context == Context() else 0
         high = last if to_output else max(layers, default=last)
-        rates.append(Expansion(symbols, low, high, numeric, context).rate(h))
+        rates.append(Expansion(symbols, low, high, numeric, context, drift).rate(h))
     return rates

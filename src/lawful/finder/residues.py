@@ -56,7 +56,7 @@ class Dual:
 
 
 def add(a: Number, b: Number) -> Number:
-    """a + b."""
+    """A + b."""
     if a is None:
         return b
     if b is None:
@@ -107,7 +107,7 @@ def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b of residue arrays, exact: the inner axis is cut into pieces of 512."""
+    """A @ b of residue arrays, exact: the inner axis is cut into pieces of 512."""
     inner = a.shape[-1]
     if inner <= _EXACT_TERMS:
         return reduce(a @ b)
@@ -222,7 +222,7 @@ class Echelon:
 
 
 def _minus_product(rows: np.ndarray, factors: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """rows - factors @ basis; a factor of zeros costs nothing."""
+    """Rows - factors @ basis; a factor of zeros costs nothing."""
     rows = np.array(rows, order="C")
     for start in range(0, factors.shape[1], _EXACT_TERMS - 1):
         piece = slice(start, start + _EXACT_TERMS - 1)

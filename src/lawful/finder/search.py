@@ -17,6 +17,7 @@ from lawful.finder.architectures import Architecture, architecture_of
 from lawful.finder.contexts import contexts_of
 from lawful.finder.families import Family, family_of
 from lawful.finder.fields import System, draw_feedback, draw_point, split
+from lawful.finder.geometry import GEOMETRIES, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
 from lawful.finder.named_laws import BUILDERS, Candidate
 from lawful.finder.nullspace import num_monomials, polynomial_laws
@@ -108,6 +109,17 @@ class LawSearch:
 
         return certificate_of(self)
 
+    @property
+    def gap(self) -> str:
+        """Why this is no certificate, in one sentence; empty when it is one."""
+        if self.certified:
+            return ""
+        if self.architecture.sigma.degree is None:
+            return f"{self.architecture.activation} is bounded from above only: its laws are never certified"
+        if self.interrupted:
+            return "the search was interrupted"
+        return f"up to {self.bound - self.count} further laws are neither found nor excluded; try a higher degree"
+
     def __str__(self) -> str:
         widths = ", ".join(map(str, self.architecture.widths))
         head = f"{self.rule} ({widths}) {self.architecture.activation}: "
@@ -127,6 +139,7 @@ def find_laws(
     seed: int = 0,
     output: str = "free",
     inputs: Any = None,
+    geometry: str = "plain",
     search: bool | None = None,
     num_points: int = 2,
     progress: Progress | None = None,
@@ -147,6 +160,7 @@ def find_laws(
         seed: of every random draw.
         output: "free", or "softmax" when error signals sum to zero.
         inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
+        geometry: "plain", "decay" or "momentum": the optimiser's flow; laws may then depend on time through e^t.
         search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
         num_points: random points tried while bound and count differ.
         progress: called with a fraction and a text.
@@ -164,11 +178,13 @@ def find_laws(
     family = family_of(rule)
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
+    if geometry not in GEOMETRIES:
+        raise SettingError(f"find_laws: geometry must be one of {', '.join(GEOMETRIES)}; got {geometry!r}")
     if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
         raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
     generic = isinstance(B, str)
     exact = _feedback(arch, family, B, seed)
-    system = System(arch, family, exact, output == "softmax", _inputs(arch, inputs))
+    system = System(arch, family, exact, output == "softmax", _inputs(arch, inputs), geometry)
     _check_size(system)
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=_signed(system, point))
@@ -205,7 +221,7 @@ def _named(symbols: Symbols, progress: Progress | None) -> list[Candidate]:
     proved: dict[Hashable, bool] = {}
     kept = []
     for build in BUILDERS:
-        for candidate in build(symbols):
+        for candidate in in_geometry(symbols, build(symbols)):
             if progress is not None and len(kept) % 64 == 0:
                 progress(0.0, f"proving {candidate.name}")
             if is_law(symbols, candidate, proved):
@@ -222,8 +238,9 @@ def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] 
     if candidate.kind == "data" and symbols.system.inputs is not None:
         contexts = tuple(Context(x=tuple(x)) for x in symbols.system.inputs)
     rates = rate_of(
-        symbols, candidate.polynomial, numeric=candidate.numeric, to_output=candidate.to_output, contexts=contexts
-    )
+        symbols, candidate.polynomial, numeric=candidate.numeric, to_output=candidate.to_output, contexts=contexts,
+        drift=drift,
+    )  # fmt: skip
     answer = not any(rates)
     if candidate.orbit is not None:
         (memo if candidate.orbit[0] == "pair" else proved if proved is not None else {})[candidate.orbit] = answer
@@ -235,7 +252,7 @@ def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], gen
     contexts = contexts_of(symbols.system, point)
     kept = []
     for h in found:
-        if not any(rate_of(symbols, h, numeric=not generic, to_output=True, contexts=contexts)):
+        if not any(rate_of(symbols, h, numeric=not generic, to_output=True, contexts=contexts, drift=drift)):
             text = written(h, symbols.names.__getitem__)
             kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, not generic, True))
     return kept
@@ -282,9 +299,7 @@ def _law(symbols: Symbols, candidate: Candidate) -> FoundLaw:
     )
 
 
-def _wants_search(
-    search: bool | None, symbols: Symbols, degree: int, count: int, bound: int, *, numeric: bool
-) -> bool:
+def _wants_search(search: bool | None, symbols: Symbols, degree: int, count: int, bound: int, *, numeric: bool) -> bool:
     if search is not None:
         return search
     return count < bound and num_monomials(symbols, degree, numeric=numeric) <= SEARCHED_BY_DEFAULT
@@ -353,6 +368,8 @@ def _check_size(system: System) -> None:
 def evaluate(symbols: Symbols, h: Polynomial, W: Sequence[Any], b: Any, B: Any) -> float:
     """A law's polynomial in floating point."""
     system = symbols.system
+    if system.geometry != "plain":
+        raise SettingError("law.value: time-dependent laws are given as polynomials; evaluate law.polynomial")
     weights, biases = [_array(w) for w in W], [None if v is None else _array(v) for v in (b or [])]
     theta: list[np.ndarray] = []
     for i, has_bias in enumerate(system.arch.biases):
@@ -383,4 +400,3 @@ def evaluate(symbols: Symbols, h: Polynomial, W: Sequence[Any], b: Any, B: Any) 
 def _array(value: Any) -> np.ndarray:
     tensor = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
     return np.asarray(tensor, dtype=np.float64)
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,7 +69,18 @@ class Symbols:
         for i, block in enumerate(self.moving_at):
             for (j, k), at in np.ndenumerate(block):
                 places[int(at)] = Place(i, j, k, moving=True)
-        return [places[at] for at in range(self.system.dimension)]
+        return [places[at] for at in range(self.system.num_parameters)]
+
+    def forced(self, number: int) -> Place | None:
+        """The place whose update F drives this state variable: its own, or for a velocity its parameter's."""
+        size, geometry = self.system.num_parameters, self.system.geometry
+        start = size if geometry == "momentum" else 0
+        return self.places[number - start] if start <= number < start + size else None
+
+    def layers(self, monomials: Iterable[tuple[int, ...]]) -> set[int]:
+        """The layers that monomials mention."""
+        size, end = self.system.num_parameters, self.system.dimension - (self.system.geometry != "plain")
+        return {self.places[n % size].layer for monomial in monomials for n in monomial if n < end}
 
     @cached_property
     def names(self) -> list[str]:
@@ -77,6 +88,8 @@ class Symbols:
         names = self.system.arch.names()
         for i, block in enumerate(self.moving_at):
             names += [f"B{i + 1}[{j + 1},{k + 1}]" for j, k in np.ndindex(block.shape)]
+        names += [f"v·{name}" for name in names] * (self.system.geometry == "momentum")
+        names += ["e^t"] * (self.system.geometry != "plain")
         family = self.system.family
         for i, block in enumerate(self.system.exact):
             if family.source == "sign":

@@ -1,0 +1,165 @@
+"""``lawful find``: which quantities a rule conserves on a network, and whether these are all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lawful.finder.search import LawSearch
+
+MAX_ROWS = 40
+
+
+def find(
+    widths: Annotated[
+        list[int] | None, typer.Argument(metavar="[WIDTHS]...", help="Layer sizes, inputs first: 2 3 1.")
+    ] = None,
+    rule: Annotated[str, typer.Option("--rule", "-r", help="Learning rule by name: bp, fa, dfa, kp, usf …")] = "fa",
+    activation: Annotated[
+        str, typer.Option("--activation", "-a", help="linear, relu, leaky_relu, square, squared_relu, tanh, sigmoid.")
+    ] = "relu",
+    bias: Annotated[bool, typer.Option("--bias", help="A bias in every layer, the output included.")] = False,
+    softmax: Annotated[bool, typer.Option("--softmax", help="Error signals sum to zero (cross-entropy).")] = False,
+    degree: Annotated[int, typer.Option("--degree", help="Degree of the polynomial search.")] = 2,
+    search: Annotated[
+        bool | None,
+        typer.Option("--search/--no-search", help="Search polynomials. Default: where named laws leave a gap."),
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", metavar="FILE", help="Laws for these inputs only: a table of numbers, a row each."),
+    ] = None,
+    momentum: Annotated[bool, typer.Option("--momentum", help="Time-dependent laws of SGD with momentum.")] = False,
+    weight_decay: Annotated[
+        bool, typer.Option("--weight-decay", help="Time-dependent laws of SGD with weight decay.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The seed of all random draws.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the certificate (JSON) here.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", metavar="FILE", help="Check a certificate with a second program.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help=f"Print every law, not only the first {MAX_ROWS}.")] = False,
+) -> None:
+    """Find the conserved quantities of a learning rule, and certify that there are no others.
+
+    The number of laws is bounded from above by an exact rank and from below by laws that are proved one by one; where
+    both agree, these are all. Ctrl-C keeps what is known so far.
+
+    **Examples:**
+
+    $ lawful find 2 3 1 --rule fa --activation linear
+
+    $ lawful find 4 9 8 7 3 --rule dfa --bias --out laws.json
+
+    $ lawful find --verify laws.json
+
+    **Exit code:** 0 found or verified, 1 when a certificate is wrong, 2 for a wrong setting or file.
+    """
+    from rich.console import Console
+
+    from lawful.errors import SettingError
+
+    console = Console()
+    if verify is not None:
+        _verify(console, verify)
+        return
+    if not widths:
+        raise SettingError("lawful find: expected layer sizes, inputs first, e.g. lawful find 2 3 1; or --verify FILE")
+    from lawful.finder.search import find_laws
+
+    with _bar(console) as progress:
+        found = find_laws(
+            widths, rule=rule, activation=activation, bias=bias, degree=degree, seed=seed, search=search,
+            output="softmax" if softmax else "free", inputs=None if inputs is None else _table(inputs),
+            geometry="momentum" if momentum else "decay" if weight_decay else "plain", progress=progress,
+        )  # fmt: skip
+    _show(console, found, all_=all_)
+    if out is not None:
+        from lawful.finder.certificate import save_certificate
+
+        save_certificate(found, out)
+        console.print(f"certificate: {out}", highlight=False, soft_wrap=True)
+
+
+class _bar:
+    """A progress bar while the block runs; calling it moves the bar."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.description}[/dim]"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=1.0)
+
+    def __enter__(self) -> _bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, fraction: float, text: str) -> None:
+        from rich.markup import escape
+
+        self._progress.update(self._task, completed=min(fraction, 1.0), description=escape(text))
+
+
+def _table(path: Path) -> Any:
+    import numpy as np
+
+    from lawful.errors import SettingError
+
+    try:
+        return np.loadtxt(path, ndmin=2, delimiter="," if path.suffix == ".csv" else None)
+    except (OSError, ValueError) as error:
+        raise SettingError(f"--inputs: cannot read {path} as a table of numbers: {error}") from error
+
+
+def _show(console: Console, found: LawSearch, *, all_: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("law", "formula", box=None, pad_edge=False)
+    shown = found.laws if all_ else found.laws[:MAX_ROWS]
+    for law in shown:
+        table.add_row(escape(law.name), escape(law.formula))
+    if shown:
+        console.print(table, highlight=False)
+    if len(shown) < len(found.laws):
+        console.print(f"… and {len(found.laws) - len(shown)} more (--all)", highlight=False)
+    ranks = found.ranks[0].levels if found.ranks else []
+    console.print(f"D = {found.dimension}, Lie rank {ranks} by bracket level, modulo a prime", highlight=False)
+    if found.interrupted:
+        console.print("interrupted: what follows holds, but more might have been found", style="yellow")
+    console.print(str(found), style="bold green" if found.certified else "bold yellow", highlight=False, soft_wrap=True)
+    if not found.certified and not found.interrupted:
+        console.print(found.gap, highlight=False)
+
+
+def _verify(console: Console, path: Path) -> None:
+    from lawful.finder.certificate import load_certificate
+    from lawful.finder.verify import verify_certificate
+
+    content = load_certificate(path)
+    with _bar(console) as progress:
+        checks = verify_certificate(content, progress)
+    for check in checks:
+        mark = "[green]✓[/green]" if check.ok else "[red]✗[/red]"
+        console.print(f"{mark} {check.what}: {check.detail}", highlight=False)
+    if not all(check.ok for check in checks):
+        console.print("the certificate does not stand", style="bold red")
+        raise typer.Exit(1)
+    console.print("the certificate stands", style="bold green")

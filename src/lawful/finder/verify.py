@@ -1,0 +1,170 @@
+"""Check a certificate with a second program: other prime, other arithmetic, python-flint's polynomials and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import flint
+import numpy as np
+
+from lawful.errors import SettingError
+from lawful.finder import jets
+from lawful.finder.architectures import Architecture
+from lawful.finder.certificate import digest
+from lawful.finder.contexts import contexts_of
+from lawful.finder.expansion import flint_rate
+from lawful.finder.families import family_of
+from lawful.finder.fields import System
+from lawful.finder.independent_fields import bracket_matrix
+from lawful.finder.symbols import Symbols
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked."""
+
+    what: str
+    ok: bool
+    detail: str = ""
+
+
+def verify_certificate(content: Mapping[str, Any], progress: Progress | None = None) -> list[Check]:
+    """Every check of a certificate, in order; the certificate stands when all are ok.
+
+    Raises:
+        SettingError: a part of the certificate is missing or of the wrong kind.
+    """
+    try:
+        return list(_checks(content, progress))
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise SettingError(f"certificate: incomplete or of the wrong kind ({type(error).__name__}: {error})") from error
+
+
+def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[Check]:
+    yield Check("digest", content.get("sha256") == digest(content), "SHA-256 of the contents")
+    system = _system(content["system"])
+    symbols = Symbols(system)
+    laws = [(law, _terms(law["polynomial"])) for law in content["laws"]]
+    bad = [law["name"] for law, h in _with_progress(laws, progress) if not _is_law(symbols, content, law, h)]
+    yield Check("proofs", not bad, ", ".join(bad[:3]) if bad else f"{len(laws)} laws expand to zero")
+    rng = np.random.default_rng(int(content["sha256"][:8], 16))
+    state, B = _point(system, content, rng)
+    independent = _gradient_rank(symbols, [h for _, h in laws], state, B)
+    yield Check("independence", independent == content["count"] == len(laws), f"gradient rank {independent}")
+    claimed = content["dimension"] - content["bound"]
+    dimension_ok = content["dimension"] == system.dimension
+    yield Check("dimension", dimension_ok, f"{system.dimension} coordinates")
+    if not content["points"]:
+        yield Check("rank", claimed == 0, "no rank was computed")
+    else:
+        best = max(content["points"], key=lambda p: p["rank"])
+        ranks_ok = best["rank"] == claimed == best["levels"][-1]
+        if progress is not None:
+            progress(0.5, "Lie rank modulo 2^31 - 1")
+        found = _lie_rank(system, state, B, best["samples"], rng)
+        yield Check("rank", ranks_ok and found == claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
+    meets = content["count"] == content["bound"] and system.arch.sigma.degree is not None
+    yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
+
+
+def _with_progress(laws: list[Any], progress: Progress | None) -> Iterator[Any]:
+    for number, law in enumerate(laws):
+        if progress is not None:
+            progress(0.5 * number / len(laws), f"expanding {law[0]['name']}")
+        yield law
+
+
+def _system(given: Mapping[str, Any]) -> System:
+    family = family_of(given["rule"])
+    arch = Architecture(tuple(given["widths"]), given["activation"], tuple(given["biases"]))
+    blocks = [np.array([[Fraction(x) for x in row] for row in block], dtype=object) for block in given["feedback"]]
+    inputs = given["inputs"]
+    exact_inputs = None if inputs is None else np.array([[Fraction(x) for x in row] for row in inputs], dtype=object)
+    exact = (np.zeros((0, 0), dtype=object), *blocks)
+    return System(arch, family, exact, bool(given["softmax"]), exact_inputs, given["geometry"])
+
+
+def _terms(polynomial: Sequence[Any]) -> dict[tuple[int, ...], Fraction]:
+    return {tuple(monomial): Fraction(coefficient) for coefficient, monomial in polynomial}
+
+
+def _certified_point(content: Mapping[str, Any], system: System) -> list[np.ndarray]:
+    state = content["points"][0]["state"]
+    shapes = system.shapes()
+    return [np.array(block, dtype=np.float64).reshape(shape) for block, shape in zip(state, shapes, strict=True)]
+
+
+def _is_law(symbols: Symbols, content: Mapping[str, Any], law: Mapping[str, Any], h: dict[Any, Fraction]) -> bool:
+    numeric = bool(law["given_feedback"])
+    if not flint_rate(symbols, h, numeric=numeric):
+        return True
+    system = symbols.system
+    if system.inputs is None and not system.family.orthant:
+        return False
+    contexts = contexts_of(system, _certified_point(content, system))
+    return not any(flint_rate(symbols, h, numeric=numeric, context=context) for context in contexts)
+
+
+def _point(
+    system: System, content: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A new random state (signs as in the certificate where laws are local), and B, modulo 2³¹ - 1."""
+    fixed = _certified_point(content, system) if content["points"] else []
+    local = system.inputs is not None and system.arch.sigma.slopes is not None
+    state = []
+    for number, shape in enumerate(system.shapes()):
+        block = rng.integers(0, jets.MODULUS, shape)
+        if local:
+            block = fixed[number].astype(np.int64)
+        elif system.family.orthant and len(shape) == 2:
+            block = np.where(fixed[number] < 0, -1, 1) * rng.integers(1, 2**20, shape)
+        state.append(block)
+    return state, [modular(block) for block in system.exact]
+
+
+def modular(block: np.ndarray) -> np.ndarray:
+    """Rationals modulo 2³¹ - 1."""
+    p = jets.MODULUS
+    values = [Fraction(x).numerator * pow(Fraction(x).denominator, -1, p) % p for x in block.ravel()]
+    return np.array(values, dtype=np.int64).reshape(block.shape)
+
+
+def _gradient_rank(
+    symbols: Symbols, laws: list[dict[tuple[int, ...], Fraction]], state: list[np.ndarray], B: list[np.ndarray]
+) -> int:
+    p, dimension = jets.MODULUS, symbols.system.dimension
+    values = [int(x) % p for block in (*state, *B) for x in block.ravel()]
+    matrix = flint.nmod_mat(max(1, len(laws)), dimension, p)
+    for row, h in enumerate(laws):
+        slopes: dict[int, int] = {}
+        for monomial, coefficient in h.items():
+            c = coefficient.numerator * pow(coefficient.denominator, -1, p)
+            for at, number in enumerate(monomial):
+                if number < dimension:
+                    term = c
+                    for other in (*monomial[:at], *monomial[at + 1 :]):
+                        term = term * values[other] % p
+                    slopes[number] = (slopes.get(number, 0) + term) % p
+        for number, slope in slopes.items():
+            matrix[row, number] = slope
+    return int(matrix.rank())
+
+
+def _lie_rank(
+    system: System,
+    state: list[np.ndarray],
+    B: list[np.ndarray],
+    samples: Sequence[int],
+    rng: np.random.Generator,
+) -> int:
+    """The rank of as many brackets of each level as the certificate used, and as many again."""
+    rows = [bracket_matrix(system, state, B, level, 2 * count + 8, rng) for level, count in enumerate(samples) if count]
+    if not rows:
+        return 0
+    stacked = np.concatenate(rows)
+    return int(flint.nmod_mat(*stacked.shape, stacked.ravel().tolist(), jets.MODULUS).rank())
