@@ -205,8 +205,7 @@ def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
     for name, module in model.named_modules():
         handler = _handler(module)
         handles.append(module.register_forward_pre_hook(_enter(trace, name, handler), with_kwargs=True))
-        if handler is not None:
-            handles.append(module.register_forward_hook(_leave(trace, name, handler), with_kwargs=True))
+        handles.append(module.register_forward_hook(_leave(trace, handler), with_kwargs=True))
     try:
         yield
     finally:
@@ -216,18 +215,19 @@ def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
 
 def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        trace.where = name
+        trace.path.append(name)
         if handler is not None:
             trace.paused += 1
 
     return hook
 
 
-def _leave(trace: Trace, name: str, handler: layers.ModuleHandler) -> Callable[..., None]:
+def _leave(trace: Trace, handler: layers.ModuleHandler | None) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        trace.where = name
-        handler(trace, module, args, kwargs, output)
-        trace.paused -= 1
+        if handler is not None:
+            handler(trace, module, args, kwargs, output)
+            trace.paused -= 1
+        trace.path.pop()
 
     return hook
 

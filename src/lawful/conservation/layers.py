@@ -12,6 +12,7 @@ from torch import nn
 from lawful.affine import maps
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import vector
+from lawful.conservation.elementwise import addition
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
 
 
@@ -250,6 +251,33 @@ def multi_head_function(trace: Trace, func: Callable[..., Any], args: tuple, kwa
     trace.label(out[0], None)
 
 
+def _relu_rnn(trace: Trace, module: Any, x: Any, out: Any) -> None:
+    names = {key: trace.names[id(p)] for key, p in module.named_parameters()}
+    labels, last = trace.labels(x), []
+    for layer in range(module.num_layers):
+        written = []
+        maps_of = []
+        for kind in ("ih", "hh"):
+            weight = f"weight_{kind}_l{layer}"
+            amap = maps.linear(names[weight], tuple(getattr(module, weight).shape), names.get(f"bias_{kind}_l{layer}"))
+            part = torch.empty(1, module.hidden_size)
+            trace.label_axis(part, trace.write(amap), -1)
+            written.append(part)
+            maps_of.append(amap)
+        total = torch.empty(1, module.hidden_size)
+        addition(trace, torch.add, tuple(written), {}, total)
+        summed = trace.labels(total)
+        assert summed is not None
+        hidden = trace.passes(summed, 1, None)
+        trace.read_lines(maps_of[0], labels, -1)
+        trace.read_lines(maps_of[1], hidden, -1)
+        last.append(hidden)
+        labels = trace.passes(hidden, 1, None) if module.dropout and module.training else hidden
+    states, final = out
+    trace.label(states, last[-1].expand(states.shape))
+    trace.label(final, torch.stack([h.expand(final.shape[1:]) for h in last]))
+
+
 ModuleHandler = Callable[[Trace, Any, tuple, dict, Any], None]
 
 
@@ -270,7 +298,12 @@ def _module(make: Callable[..., AffineMap], axis: int) -> Callable[[Trace, Any, 
 
 
 def recurrent(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) -> None:
-    """A fused recurrent layer: not followed."""
+    """``nn.RNN`` with ReLU from h_0 = 0, all time steps as one; other fused recurrent layers are not followed."""
+    started = len(args) > 1 or kwargs.get("hx") is not None
+    followed = isinstance(module, nn.RNN) and module.nonlinearity == "relu" and not module.bidirectional
+    if followed and not started:
+        _relu_rnn(trace, module, args[0], out)
+        return
     trace.spoil(trace.labels(args[0]), f"{type(module).__name__} is not followed")
     trace.note_unknown(type(module).__name__)
     for y in torch.utils._pytree.tree_leaves(out):

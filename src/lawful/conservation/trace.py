@@ -46,7 +46,7 @@ class Trace(TorchFunctionMode):
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
         self.unknown: list[str] = []
-        self.where = ""
+        self.path: list[str] = []
         self.norms: list[tuple[str, Ids]] = []
         self.writers: dict[AffineMap, list[Ids]] = {}
         self.readers: dict[AffineMap, list[tuple[Ids, Ids]]] = {}
@@ -110,7 +110,7 @@ class Trace(TorchFunctionMode):
 
     def note_unknown(self, what: str) -> None:
         """An operation is not in the tables."""
-        entry = f"{what} in {self.where}" if self.where else what
+        entry = f"{what} in {self.path[-1]}" if self.path and self.path[-1] else what
         if entry not in self.unknown:
             self.unknown.append(entry)
 
@@ -230,6 +230,9 @@ class Trace(TorchFunctionMode):
             self.labels(x)  # a tensor from nowhere is noticed before it is overwritten
         held = {id(x): self._labels[id(x)] for x in before}
         out = func(*args, **kwargs)
+        for x in before:  # an operation in place gave it another node
+            if x.grad_fn is not None:
+                self._nodes.setdefault(x.grad_fn, held[id(x)])
         handler = self.handlers.get(name)
         self.paused += 1
         try:
