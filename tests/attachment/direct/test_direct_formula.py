@@ -217,3 +217,27 @@ def test_activations_in_a_row_are_one():
     attachment = lawful.attach(model, lawful.DirectFeedbackAlignment())
     assert attachment.taps == ("2",)
     check(model, attachment, torch.randn(3, 4, dtype=torch.float64), "relu")
+
+
+def test_maps_of_logits_are_flattened_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    attachment = lawful.attach(model, lawful.DirectFeedbackAlignment())
+    delta = torch.from_numpy(backward(model, x))
+    D = attachment.feedback["1"]
+    assert D.shape == (2 * 25, 3 * 25)
+    wanted = torch.autograd.grad((model[0](x).relu().flatten(1) * (delta.flatten(1) @ D)).sum(), model[0].weight)[0]
+    assert torch.allclose(model[0].weight.grad, wanted, rtol=1e-12)
+
+
+def test_the_block_may_be_changed_in_place_behind_its_tap():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)).double()
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(3, 4, dtype=torch.float64)
+    for one in (model, plain):
+        lawful.attach(one, lawful.DirectFeedbackAlignment(taps=["0"]))
+        backward(one, x)
+    assert torch.equal(model[0].weight.grad, plain[0].weight.grad)
+    assert torch.equal(model[2].weight.grad, plain[2].weight.grad)
