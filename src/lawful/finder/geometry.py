@@ -64,8 +64,9 @@ def drift(symbols: Symbols, number: int) -> Polynomial:
 
 
 def in_geometry(symbols: Symbols, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
-    """What becomes of the plain flow's laws: E^g h for h homogeneous of degree g under decay; for momentum h of degree
-    one gives h(θ) + h(v) and E h(v).
+    """What becomes of the plain flow's laws.
+
+    Under decay E^g h for h homogeneous of degree g; under momentum h(θ) + h(v) and E h(v) for h of degree one.
     """
     system = symbols.system
     state, clock, size = system.dimension, system.dimension - 1, system.num_parameters

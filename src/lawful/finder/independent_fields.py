@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def _draw(system: System, state: list[np.ndarray], rows: int, rng: np.random.Gen
     e = signed.copy()
     if system.softmax:
         e[:, -1] = -e[:, :-1].sum(axis=1)
-    low, high = arch.sigma.slopes or (1, 1)
+    low, high = arch.sigma.slopes or (Fraction(1), Fraction(1))
     if system.inputs is not None:
         chosen = rng.integers(0, len(system.inputs), rows)
         p = MODULUS
@@ -82,7 +83,7 @@ def _draw(system: System, state: list[np.ndarray], rows: int, rng: np.random.Gen
         signs.insert(0, carried)
         delta = carried.astype(object)
         if on:
-            delta = delta * np.where(on[i - 1], high, low)
+            delta = delta * np.where(on[i - 1], int(high * 100), int(low * 100)).astype(object)
     values = [rng.integers(0, MODULUS, (rows, n)) for n in arch.widths[1:-1]]
     y = rng.integers(0, MODULUS, e.shape)
     return {"x": x, "e": e % MODULUS, "y": y, "masks": masks, "signs": signs, "values": values}

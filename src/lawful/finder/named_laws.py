@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import flint
 import numpy as np
@@ -41,10 +41,10 @@ class Candidate:
     polynomial: Polynomial
     numeric: bool = False
     to_output: bool = False
-    orbit: Hashable = None
+    orbit: tuple[Hashable, ...] | None = None
 
 
-def _put(h: Polynomial, coefficient: int | Fraction, *variables: int) -> None:
+def _put(h: Polynomial, coefficient: int | Fraction, *variables: Any) -> None:
     if coefficient:
         add_into(h, {tuple(sorted(int(v) for v in variables)): coefficient})
 
@@ -373,7 +373,8 @@ BUILDERS: Final[tuple[Callable[[Symbols], Iterator[Candidate]], ...]] = (
 
 
 def _integer(a: np.ndarray) -> flint.fmpz_mat:
-    return flint.fmpz_mat(*a.shape, [int(x) for x in a.ravel()])
+    rows, columns = a.shape
+    return flint.fmpz_mat(rows, columns, [int(x) for x in a.ravel()])
 
 
 def left_null_space(C: flint.fmpz_mat) -> list[list[int]]:

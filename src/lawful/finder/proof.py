@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Expansion:
     drift: Callable[[Symbols, int], Polynomial] | None = None
     _numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
     _memo: dict[tuple[str, int, int], Polynomial] = field(default_factory=dict)
-    _given: dict[int, int | Fraction] = field(default_factory=dict)
+    _given: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.numeric:
@@ -56,9 +57,9 @@ class Expansion:
         slopes = poly.gradient(h, lambda number: number < dimension)
         rows: dict[tuple[int, int], list[Polynomial]] = {}
         total: Polynomial = {}
-        for number, slope in slopes.items():
+        for number, raw in slopes.items():
             place = self.symbols.forced(number)
-            slope = self._substituted(slope) if self.numeric else slope
+            slope = self._substituted(raw) if self.numeric else raw
             if self.drift is not None:
                 poly.add_into(total, poly.times(slope, self.drift(self.symbols, number)))
             if place is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -15,15 +14,17 @@ from lawful.errors import SettingError
 from lawful.finder import residues as ff
 from lawful.finder.architectures import Architecture, architecture_of
 from lawful.finder.contexts import contexts_of
-from lawful.finder.families import Family, family_of
-from lawful.finder.fields import System, draw_feedback, draw_point, split
+from lawful.finder.families import family_of
+from lawful.finder.fields import System, draw_point
 from lawful.finder.geometry import GEOMETRIES, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
 from lawful.finder.named_laws import BUILDERS, Candidate
 from lawful.finder.nullspace import num_monomials, polynomial_laws
 from lawful.finder.polynomials import Polynomial, written
+from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
 from lawful.finder.proof import Context, rate_of
 from lawful.finder.symbols import Symbols
+from lawful.finder.values import evaluate
 from lawful.rules.base import Rule
 
 MAX_DIMENSION: Final = 8000
@@ -183,11 +184,11 @@ def find_laws(
     if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
         raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
     generic = isinstance(B, str)
-    exact = _feedback(arch, family, B, seed)
-    system = System(arch, family, exact, output == "softmax", _inputs(arch, inputs), geometry)
+    exact = exact_feedback(arch, family, B, seed)
+    system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry)
     _check_size(system)
     point = draw_point(system, np.random.default_rng(seed))
-    local = replace(system, exact=_signed(system, point))
+    local = replace(system, exact=signed_feedback(system, point))
     symbols = Symbols(local)
     interrupted, ranks, laws = False, [], []
     try:
@@ -305,53 +306,6 @@ def _wants_search(search: bool | None, symbols: Symbols, degree: int, count: int
     return count < bound and num_monomials(symbols, degree, numeric=numeric) <= SEARCHED_BY_DEFAULT
 
 
-def _signed(system: System, point: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """B at the point as rationals: M ⊙ sign(W) for sign rules."""
-    if system.family.source != "sign":
-        return system.exact
-    weights, _, _ = split(system, point)
-    pairs = zip(system.exact[1:], weights[1:], strict=True)
-    return (system.exact[0], *(b * np.sign(w).astype(int).astype(object) for b, w in pairs))
-
-
-def _feedback(arch: Architecture, family: Family, B: str | Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
-    """Generic feedback, or the given one as exact rationals."""
-    drawn = draw_feedback(arch, family, np.random.default_rng([seed, 1]))
-    if isinstance(B, str):
-        if B != "generic":
-            raise SettingError(f"find_laws: B must be 'generic' or a list of arrays; got {B!r}")
-        return drawn
-    if family.source in ("weight", "moving"):
-        raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
-    shapes = [block.shape for block in drawn[1:]]
-    arrays = [np.asarray(torch.as_tensor(b).detach().cpu() if isinstance(b, torch.Tensor) else b) for b in B]
-    if [a.shape for a in arrays] != shapes:
-        raise SettingError(
-            f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
-        )
-    return (drawn[0], *(exact_array(a, "B") for a in arrays))
-
-
-def _inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:
-    if inputs is None:
-        return None
-    array = np.asarray(inputs.detach().cpu() if isinstance(inputs, torch.Tensor) else inputs)
-    if array.ndim != 2 or array.shape[1] != arch.widths[0] or not len(array):
-        raise SettingError(f"find_laws: inputs must have shape (n, {arch.widths[0]}) with n >= 1; got {array.shape}")
-    return exact_array(array, "inputs")
-
-
-def exact_array(array: np.ndarray, what: str) -> np.ndarray:
-    """Floats as the rationals they are.
-
-    Raises:
-        SettingError: an entry that is not finite.
-    """
-    if not np.isfinite(array.astype(np.float64)).all():
-        raise SettingError(f"find_laws: {what} must be finite")
-    return np.array([Fraction(x) for x in array.ravel().tolist()], dtype=object).reshape(array.shape)
-
-
 def predicted_seconds(dimension: int) -> float:
     """Measured on two cores: about half a minute at D = 5000, growing with D³."""
     return 0.02 + 35.0 * (dimension / 5000) ** 3
@@ -363,40 +317,3 @@ def _check_size(system: System) -> None:
             f"find_laws: the state has {system.dimension} coordinates, exact search works up to {MAX_DIMENSION} "
             f"(about {predicted_seconds(MAX_DIMENSION) / 60:.0f} minutes); take smaller widths"
         )
-
-
-def evaluate(symbols: Symbols, h: Polynomial, W: Sequence[Any], b: Any, B: Any) -> float:
-    """A law's polynomial in floating point."""
-    system = symbols.system
-    if system.geometry != "plain":
-        raise SettingError("law.value: time-dependent laws are given as polynomials; evaluate law.polynomial")
-    weights, biases = [_array(w) for w in W], [None if v is None else _array(v) for v in (b or [])]
-    theta: list[np.ndarray] = []
-    for i, has_bias in enumerate(system.arch.biases):
-        theta.append(weights[i])
-        if has_bias:
-            if i >= len(biases) or biases[i] is None:
-                raise SettingError(f"law.value: expected the bias b_{i + 1}")
-            theta.append(biases[i])  # pyright: ignore[reportArgumentType]
-    given = [_array(block) for block in B] if B is not None else None
-    constants: list[np.ndarray] = []
-    if system.family.source == "moving":
-        if given is None:
-            raise SettingError("law.value: expected the moving B_2, …, B_L")
-        theta += given
-    elif system.family.source == "sign":
-        pairs = zip(weights[1:], given or [np.ones(1)] * (len(weights) - 1), strict=True)
-        constants = [m * np.sign(w) for w, m in pairs]
-    elif system.family.source == "fixed":
-        constants = given or [block.astype(np.float64) for block in system.exact[1:]]
-    shapes = [*system.shapes(), *(block.shape for block in system.exact if constants and block.size)]
-    blocks = [*theta, *constants]
-    if [block.shape for block in blocks] != shapes:
-        raise SettingError(f"law.value: expected arrays of shapes {shapes}; got {[block.shape for block in blocks]}")
-    values = np.concatenate([block.ravel() for block in blocks])
-    return float(sum(float(c) * float(np.prod([values[n] for n in m])) for m, c in h.items()))
-
-
-def _array(value: Any) -> np.ndarray:
-    tensor = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-    return np.asarray(tensor, dtype=np.float64)

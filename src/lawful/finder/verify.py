@@ -167,4 +167,5 @@ def _lie_rank(
     if not rows:
         return 0
     stacked = np.concatenate(rows)
-    return int(flint.nmod_mat(*stacked.shape, stacked.ravel().tolist(), jets.MODULUS).rank())
+    height, width = stacked.shape
+    return int(flint.nmod_mat(height, width, stacked.ravel().tolist(), jets.MODULUS).rank())
