@@ -15,6 +15,10 @@ PAPERS: dict[str, tuple[str, str]] = {
         "Robertson & Koyejo 2023, Layer-Wise Feedback Alignment is Conserved in Deep Neural Networks",
         "lawful.experiments.papers.robertson2023",
     ),
+    "du2018": (
+        "Du, Hu & Lee 2018, Layers are Automatically Balanced",
+        "lawful.experiments.papers.du2018",
+    ),
 }
 """Paper id -> (title, module); the module defines ``PAPER``."""
 
