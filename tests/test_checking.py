@@ -52,7 +52,7 @@ class Affine(torch.autograd.Function):
             "weight gradient of the wrong sign": {"W": lambda: -(delta.T @ a)},
             "weight gradient with decay in it": {"W": lambda: delta.T @ a + 1e-4 * W},
             "weight gradient off by an orthogonal part": {"W": lambda: delta.T @ a + _orthogonal(W)},
-            "weight gradient transposed": {"W": lambda: (delta.T @ a).T.contiguous()},
+            "weight gradient transposed": {"W": (delta.T @ a).T.clone},
             "weight gradient without the last sample": {"W": lambda: delta[:-1].T @ a[:-1]},
         }
         rules = {**right, **wrong.get(ctx.fault, {})}

@@ -1,4 +1,4 @@
-"""Laws through every construction: the identity holds for random errors, and the formulas are the ones of the theory."""
+"""Laws through every construction: the identity holds for random errors, and the formulas are the theory's."""
 
 from __future__ import annotations
 

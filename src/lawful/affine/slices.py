@@ -63,6 +63,12 @@ class Slices:
         viewed = self.view(tensor)
         return (viewed.sum(rest) if rest else viewed).reshape(-1)
 
+    def square(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of the squares of each line, (count,), without writing the squares down."""
+        rest = [axis for axis in range(len(self.shape)) if axis not in self.keep]
+        viewed = self.view(tensor)
+        return (torch.linalg.vector_norm(viewed, dim=rest) if rest else viewed).square().reshape(-1)
+
     def lines(self, tensor: torch.Tensor) -> torch.Tensor:
         """The lines as rows, (count, length), of a tensor of the parameter's shape."""
         return self.view(tensor).movedim(self.keep, tuple(range(len(self.keep)))).reshape(self.count, -1)

@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from lawful.conservation.potential import Potential
+
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 """Parameters, or a step of them, by dotted name."""
 
@@ -23,6 +25,7 @@ class Law(abc.ABC):
         source: who stated it.
         names: one name per component of :meth:`value`, in its flattened order.
         parameters: dotted names that it reads.
+        potentials: of the weights that it reads.
         note: when it is not exactly conserved, in which limit it is ("" otherwise).
     """
 
@@ -33,6 +36,7 @@ class Law(abc.ABC):
     names: Sequence[str]
     parameters: tuple[str, ...]
     note: str = ""
+    potentials: tuple[Potential, ...] = ()
 
     @abc.abstractmethod
     def value(self, theta: Tensors) -> torch.Tensor:
@@ -68,7 +72,7 @@ class LayerLaw(Law):
         self.name, self.kind, self.source, self.note = law.name, law.kind, law.source, law.note
         self.formula = f"Σ_j {law.formula}"
         self.names = (f"{law.name} · sum",)
-        self.parameters = law.parameters
+        self.parameters, self.potentials = law.parameters, law.potentials
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """Σ_j q_j, shape (1,)."""

@@ -65,7 +65,7 @@ class _Coarse:
         return f"unknown {self._unknowns}"
 
     def _add(self, row: Row, ids: Ids, weight: Fraction) -> None:
-        for column in self._columns(ids) if len(ids) else []:
+        for column in self._columns(ids) or ():
             term = self._blocks[column][2]
             name = BATCH if term is not None and term.term is None else column
             row[name] = row.get(name, Fraction(0)) + weight

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lawful.affine.maps import AffineMap, is_hf_conv1d
 from lawful.affine.slices import Slices
@@ -106,7 +107,7 @@ def laws_of(
         inputs = (example_input(model),)
     trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS, trusting=identity)
     outputs = follow(trace, model, inputs, dict(kwargs or {}))
-    for y in torch.utils._pytree.tree_leaves(outputs):
+    for y in tree_leaves(outputs):
         if isinstance(y, torch.Tensor):
             if output == "softmax":
                 _seen_by_softmax(trace, y)
@@ -138,7 +139,9 @@ def laws_of(
 def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
     """Classes lie on the last axis, or, as cross-entropy has it, on axis 1."""
     labels = trace.labels(y)
-    for axis in (-1, 1) if labels is not None and y.dim() > 1 else ():
+    if labels is None or y.dim() < 2:
+        return
+    for axis in (-1, 1):
         line = labels.movedim(axis, 0).reshape(y.shape[axis], -1)
         if bool((line == line[:, :1]).all()):
             trace.norms.append(("softmax output", line[:, 0].numpy()))
@@ -169,7 +172,7 @@ def example_input(model: nn.Module) -> torch.Tensor:
 # -- following the run -----------------------------------------------------------------------------------------
 
 
-def follow(trace: Trace, model: nn.Module, args: tuple, kwargs: dict) -> Any:
+def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Any:
     """Run the model under the trace; its buffers and the random state come out as they went in."""
     saved = {name: b.detach().clone() for name, b in model.named_buffers()}
     with ExitStack() as stack:
@@ -214,7 +217,7 @@ def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
 
 
 def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         trace.path.append(name)
         if handler is not None:
             trace.paused += 1
@@ -223,7 +226,7 @@ def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None) -> Cal
 
 
 def _leave(trace: Trace, handler: layers.ModuleHandler | None) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict, output: Any) -> None:
         if handler is not None:
             handler(trace, module, args, kwargs, output)
             trace.paused -= 1

@@ -14,21 +14,21 @@ from lawful.conservation.balance import NOT_LINEAR, Ids
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
 
 
-def _first(args: tuple, kwargs: dict) -> Any:
+def _first(args: tuple[Any, ...], kwargs: dict) -> Any:
     return args[0] if args else next(kwargs[name] for name in ("input", "self") if name in kwargs)
 
 
 def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
     """Elementwise y = σ(x) with σ(cx) = c^k σ(x) for c > 0: ⟨δ_x, x⟩ = k⟨δ_y, y⟩."""
 
-    def handle(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    def handle(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
         labels = trace.labels(_first(args, kwargs))
         trace.label(out, None if labels is None else trace.passes(labels, degree, 0 if linear else None))
 
     return handle
 
 
-def dropout(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def dropout(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """A mask times a constant; the identity in eval mode."""
     homogeneous(linear=not kwargs.get("training", True))(trace, func, args, kwargs, out)
 
@@ -36,7 +36,7 @@ def dropout(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, o
 def curved(what: str) -> Handler:
     """An activation that is not homogeneous: no law passes it."""
 
-    def handle(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+    def handle(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
         trace.spoil(trace.labels(_first(args, kwargs)), f"{what} is not homogeneous")
         for y in tree_leaves(out):
             trace.label(y, None)
@@ -44,16 +44,16 @@ def curved(what: str) -> Handler:
     return handle
 
 
-def power(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def power(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """x^k for a number k."""
-    exponent = args[1] if len(args) > 1 else kwargs["exponent"]
-    if isinstance(exponent, (int, float)) and isinstance(args[0], torch.Tensor):
+    base, exponent = (*args, *kwargs.values())[:2]
+    if isinstance(exponent, (int, float)) and isinstance(base, torch.Tensor):
         homogeneous(exponent)(trace, func, args, kwargs, out)
     else:
         curved("a power with a tensor")(trace, func, args, kwargs, out)
 
 
-def structural(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Reshapes, slices, joins: the labels go the same way as the elements."""
     present = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     found = {id(x): trace.labels(x) for x in present if x.is_floating_point()}
@@ -74,24 +74,24 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict
         trace.label(y, labels)
 
 
-def same(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def same(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Casts and copies: the same channels."""
     trace.label(out, trace.labels(_first(args, kwargs)))
 
 
-def cut(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def cut(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """No error returns through it: E gets nothing."""
     for y in tree_leaves(out):
         if isinstance(y, torch.Tensor):
             trace.label(y, None)
 
 
-def zeros(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def zeros(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Known to be zero, so it adds to nothing."""
     trace.label(out, torch.full(out.shape, ZERO))
 
 
-def pad(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def pad(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Zero, reflect, replicate, circular padding keep a law; a constant other than zero ends it."""
     x = _first(args, kwargs)
     labels = trace.labels(x)
@@ -109,7 +109,7 @@ def pad(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: 
         trace.label(out, F.pad(labels.double(), width, mode=mode).long())
 
 
-def pooling(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Max, average, adaptive pooling and resizing: homogeneous, channel by channel (axis 1 of a batch)."""
     x = _first(args, kwargs)
     labels = trace.labels(x)
@@ -125,7 +125,7 @@ def pooling(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, o
     trace.label(result, trace.passes(torch.from_numpy(line), 1, key).reshape(shape).expand(result.shape))
 
 
-def reduction(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, mean, max, min over positions: homogeneous where the channel does not change along the axes."""
     x = _first(args, kwargs)
     labels = trace.labels(x)
@@ -154,7 +154,7 @@ def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndar
     return flat[torch.from_numpy(first)].numpy(), code.reshape(shape)
 
 
-def addition(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, difference, maximum, where: jointly homogeneous, so the operands' amounts add up to E of the result."""
     operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
     if "other" in kwargs:
@@ -200,7 +200,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, 
     trace.label(out, torch.from_numpy(ids)[place])
 
 
-def product(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """The product y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
     operands = [*args[:2], *([kwargs["other"]] if "other" in kwargs else [])]
     labels = [
@@ -226,7 +226,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, o
     trace.label(out, torch.from_numpy(ids)[place])
 
 
-def masked(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def masked(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """masked_fill: a mask where the fill is 0, a constant written over the channel otherwise."""
     fill = args[2] if len(args) > 2 else kwargs["value"]
     if isinstance(fill, torch.Tensor) or fill != 0:
@@ -235,7 +235,7 @@ def masked(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, ou
         homogeneous()(trace, func, args, kwargs, out)
 
 
-def quotient(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def quotient(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """A quotient a / c: linear in a; in the denominator the degree is −1."""
     top, bottom = args[0], args[1] if len(args) > 1 else kwargs["other"]
     if func.__name__.startswith("__r"):

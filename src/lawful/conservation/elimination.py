@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from typing import Any
 
-Row = dict[Hashable, Fraction]
+Row = dict[Any, Fraction]
+"""One equation: column name (any hashable) -> coefficient."""
 
 
 def _subtract(row: Row, factor: Fraction, pivot: Row) -> Row:
@@ -17,7 +19,7 @@ def _subtract(row: Row, factor: Fraction, pivot: Row) -> Row:
     return merged
 
 
-def _split(rows: list[Row], column: Hashable) -> tuple[Row | None, list[Row]]:
+def _split(rows: list[Row], column: Any) -> tuple[Row | None, list[Row]]:
     """The shortest row that has the column, scaled to 1 there, and the other rows freed of the column."""
     having = [row for row in rows if column in row]
     if not having:
@@ -27,12 +29,12 @@ def _split(rows: list[Row], column: Hashable) -> tuple[Row | None, list[Row]]:
     return pivot, _clear([row for row in rows if row is not chosen], column, pivot)
 
 
-def _clear(rows: list[Row], column: Hashable, pivot: Row) -> list[Row]:
+def _clear(rows: list[Row], column: Any, pivot: Row) -> list[Row]:
     cleared = [_subtract(row, row[column], pivot) if column in row else row for row in rows]
     return [row for row in cleared if row]
 
 
-def relations(rows: Iterable[Row], known: Callable[[Hashable], bool]) -> list[Row]:
+def relations(rows: Iterable[Row], known: Callable[[Any], bool]) -> list[Row]:
     """A basis, in reduced row echelon form, of the combinations of the equations that hold known columns only.
 
     >>> one = Fraction(1)

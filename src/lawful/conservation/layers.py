@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lawful.affine import maps
 from lawful.affine.maps import AffineMap
@@ -16,7 +17,7 @@ from lawful.conservation.elementwise import addition
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
 
 
-def _named(func_args: tuple, kwargs: dict, names: str) -> dict[str, Any]:
+def _named(func_args: tuple[Any, ...], kwargs: dict, names: str) -> dict[str, Any]:
     """Positional and keyword arguments under one set of names."""
     return {**dict(zip(names.split(), func_args, strict=False)), **kwargs}
 
@@ -34,7 +35,7 @@ def _computed(trace: Trace, x: Any, weight: Any, out: torch.Tensor, what: str) -
     trace.label(out, None)
 
 
-def linear(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def linear(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """``F.linear``."""
     a = _named(args, kwargs, "input weight bias")
     weight, bias, ok = _names(trace, a["weight"], a.get("bias"))
@@ -50,7 +51,7 @@ def convolution(transposed: bool, dims: int) -> Handler:
     order = order if transposed else "input weight bias stride padding dilation groups"
     make = maps.transposed_conv if transposed else maps.conv
 
-    def handle(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+    def handle(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
         a = _named(args, kwargs, order)
         weight, bias, ok = _names(trace, a["weight"], a.get("bias"))
         if not ok or weight is None:
@@ -62,7 +63,7 @@ def convolution(transposed: bool, dims: int) -> Handler:
     return handle
 
 
-def embedding(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def embedding(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """``F.embedding``."""
     a = _named(args, kwargs, "input weight")
     name = trace.names.get(id(a["weight"]))
@@ -85,7 +86,7 @@ def _scaled(trace: Trace, a: dict, out: torch.Tensor, axis: int) -> None:
     trace.label_axis(out, trace.write(amap), axis)
 
 
-def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """Batch norm: in training mode E of its input vanishes channel by channel as eps → 0."""
     a = _named(args, kwargs, "input running_mean running_var weight bias training momentum eps")
     labels = trace.labels(a["input"])
@@ -100,7 +101,7 @@ def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict
     _scaled(trace, a, out, 1)
 
 
-def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """Layer norm and RMS norm: the sum of E over the channels vanishes as eps → 0."""
     centred = func.__name__ == "layer_norm"
     a = _named(
@@ -117,7 +118,7 @@ def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict
         trace.label(out, None)
 
 
-def group_norm(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """Group norm."""
     a = _named(args, kwargs, "input num_groups weight bias eps")
     trace.spoil(trace.labels(a["input"]), "group norm mixes its channels")
@@ -162,7 +163,7 @@ def _score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> np.ndarra
     return amounts
 
 
-def attention(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def attention(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """``F.scaled_dot_product_attention``."""
     a = _named(args, kwargs, "query key value attn_mask dropout_p is_causal")
     query, key, value = (trace.labels(a[name]) for name in ("query", "key", "value"))
@@ -187,9 +188,11 @@ def attend(
     trace.label(out, None if value is None else _mix(trace, value, out))
 
 
-def matmul(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: torch.Tensor) -> None:
+def matmul(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """A product with a parameter is a layer; of two activations a score or a mixture; of a constant a mixture."""
-    left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
+    named = _named(args, kwargs, "left right")
+    left: Any = named["left"]
+    right: Any = named.get("right", named.get("other", named.get("mat2")))
     name = trace.names.get(id(right))
     if name is not None and right.dim() == 2:
         trace.affine(maps.transposed_linear(name, tuple(right.shape)), left, -1, out, -1)
@@ -207,7 +210,7 @@ def matmul(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, ou
     trace.label(out, None)
 
 
-def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple, kwargs: dict, out: Any) -> None:
+def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """``nn.MultiheadAttention``: packed or separate projections, heads, output projection."""
     a = _named(args, kwargs, "query key value")
     names = {key: trace.names[id(p)] for key, p in module.named_parameters()}
@@ -217,7 +220,7 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple, kwargs:
         trace.label(out[0], None)
         return
     size, heads = module.embed_dim, module.num_heads
-    projected = []
+    projected: list[torch.Tensor] = []
     for i, what in enumerate(("query", "key", "value")):
         bias = names.get("in_proj_bias")
         window = (i * size, (i + 1) * size)
@@ -233,7 +236,7 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple, kwargs:
         trace.read_lines(amap, labels, -1)
         projected.append(torch.from_numpy(trace.write(amap)).reshape(heads, 1, size // heads))
     mixed = torch.empty(heads, 1, size // heads)
-    attend(trace, *projected, mixed)
+    attend(trace, projected[0], projected[1], projected[2], mixed)
     joined = trace.labels(mixed)
     assert joined is not None
     last = maps.linear(names["out_proj.weight"], (size, size), names.get("out_proj.bias"))
@@ -243,7 +246,7 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple, kwargs:
         trace.label(out[1], None)
 
 
-def multi_head_function(trace: Trace, func: Callable[..., Any], args: tuple, kwargs: dict, out: Any) -> None:
+def multi_head_function(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Never reached for modules, which are leaves; a call by hand is not followed."""
     for x in args[:3]:
         trace.spoil(trace.labels(x), "multi_head_attention_forward called by hand")
@@ -285,7 +288,7 @@ ModuleHandler = Callable[[Trace, Any, tuple, dict, Any], None]
 
 
 def _module(make: Callable[..., AffineMap], axis: int) -> Callable[[Trace, Any, tuple, dict, Any], None]:
-    def handle(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) -> None:
+    def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
         weight, bias, ok = _names(trace, module.weight, module._parameters.get("bias"))
         x = args[0] if args else kwargs["input"]
         if not ok or weight is None:
@@ -297,16 +300,17 @@ def _module(make: Callable[..., AffineMap], axis: int) -> Callable[[Trace, Any, 
     return handle
 
 
-def recurrent(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def recurrent(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """``nn.RNN`` with ReLU from h_0 = 0, all time steps as one; other fused recurrent layers are not followed."""
-    started = len(args) > 1 or kwargs.get("hx") is not None
+    a = _named(args, kwargs, "input hx")
+    started = a.get("hx") is not None
     followed = isinstance(module, nn.RNN) and module.nonlinearity == "relu" and not module.bidirectional
     if followed and not started:
-        _relu_rnn(trace, module, args[0], out)
+        _relu_rnn(trace, module, a["input"], out)
         return
-    trace.spoil(trace.labels(args[0]), f"{type(module).__name__} is not followed")
+    trace.spoil(trace.labels(a["input"]), f"{type(module).__name__} is not followed")
     trace.note_unknown(type(module).__name__)
-    for y in torch.utils._pytree.tree_leaves(out):
+    for y in tree_leaves(out):
         trace.label(y, None)
 
 
@@ -327,23 +331,23 @@ MODULES: Final[dict[type[nn.Module], ModuleHandler]] = {
 def verified(cls: type[nn.Module], handler: ModuleHandler) -> ModuleHandler:
     """``handler`` for a module with code of its own, if its output is that of ``cls``; otherwise it is unknown."""
 
-    def handle(trace: Trace, module: Any, args: tuple, kwargs: dict, out: Any) -> None:
+    def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
         with torch.no_grad():
             alike = _matches(cls, module, args, kwargs, out)
         if alike:
             handler(trace, module, args, kwargs, out)
             return
-        for x in torch.utils._pytree.tree_leaves((args, kwargs)):
+        for x in tree_leaves((args, kwargs)):
             trace.spoil(trace.labels(x), f"{type(module).__name__} is unknown")
         trace.note_unknown(type(module).__name__)
-        for y in torch.utils._pytree.tree_leaves(out):
+        for y in tree_leaves(out):
             if isinstance(y, torch.Tensor):
                 trace.label(y, None)
 
     return handle
 
 
-def _matches(cls: type[nn.Module], module: Any, args: tuple, kwargs: dict, out: Any) -> bool:
+def _matches(cls: type[nn.Module], module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> bool:
     x = args[0] if args else kwargs.get("input")
     if not isinstance(out, torch.Tensor) or not isinstance(x, torch.Tensor) or not x.is_floating_point():
         return False

@@ -79,6 +79,7 @@ class MatrixLaw(Law):
     def __init__(self, name: str, terms: Sequence[GramTerm], source: str, channels: Sequence[Sequence[str]]) -> None:
         self.name, self.terms, self.source = name, tuple(terms), source
         self.parameters = tuple(dict.fromkeys(term.slices.parameter for term in terms))
+        self.potentials = tuple(term.potential for term in terms)
         self.formula = sum_text([term.text for term in terms])
         size = len(channels[0])
         self._upper = torch.triu_indices(size, size)

@@ -32,7 +32,9 @@ class Term:
         self._block = block if regular else 0
 
     def _gather(self, element: torch.Tensor) -> torch.Tensor:
-        lines = self.slices.sum(element)
+        return self._by_channel(self.slices.sum(element))
+
+    def _by_channel(self, lines: torch.Tensor) -> torch.Tensor:
         if self._block:
             channels = lines if self._block == 1 else lines.reshape(self.size, self._block).sum(1)
         else:
@@ -55,7 +57,12 @@ class Term:
 
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Coefficient · D_Ψ(W + Δ, W)_j."""
-        return self._gather(self.potential.bregman(theta[self.slices.parameter], delta[self.slices.parameter]))
+        step, curvature = delta[self.slices.parameter], self.potential.curvature
+        if curvature == 0:
+            return step.new_zeros(self.size)
+        if curvature == 1:
+            return self._by_channel(self.slices.square(step)) / 2
+        return self._gather(self.potential.bregman(theta[self.slices.parameter], step))
 
     @property
     def text(self) -> str:
@@ -110,6 +117,7 @@ class NeuronLaw(Law):
             note,
         )
         self.parameters = tuple(dict.fromkeys(term.slices.parameter for term in terms))
+        self.potentials = tuple(term.potential for term in terms)
         self.formula = sum_text(primed([term.text for term in terms]))
 
     def value(self, theta: Tensors) -> torch.Tensor:

@@ -11,22 +11,11 @@ from lawful.errors import NoLawError
 from lawful.rules.backprop import Backprop
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
+from lawful.rules.kolen_pollack import KolenPollack
 from lawful.types import State
 
-
-def _half_square(potential: Potential, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    return delta * delta / 2
-
-
-def _zero(potential: Potential, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(delta)
-
-
-BREGMAN: Final[dict[type[Rule], Callable[[Potential, torch.Tensor, torch.Tensor], torch.Tensor]]] = {
-    Backprop: _half_square,
-    FeedbackAlignment: _zero,
-}
-"""Closed forms of D_Ψ(W + Δ, W); other rules go through :func:`bregman`, which a test holds these against."""
+CURVATURE: Final[dict[type[Rule], int]] = {Backprop: 1, FeedbackAlignment: 0, KolenPollack: 1}
+"""Rules with a quadratic potential: D_Ψ(W + Δ, W) = ½ · curvature · Δ². A test holds these against :func:`bregman`."""
 
 
 def _stateless() -> State:
@@ -70,7 +59,13 @@ class Potential:
 
     def bregman(self, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         """D_Ψ(W + Δ, W) = Ψ(W + Δ) − Ψ(W) − ⟨B, Δ⟩ per element, without cancellation."""
-        return BREGMAN.get(type(self.rule), bregman)(self, weight, delta)
+        curvature = self.curvature
+        return bregman(self, weight, delta) if curvature is None else curvature * delta * delta / 2
+
+    @property
+    def curvature(self) -> int | None:
+        """The second derivative of Ψ where it is one number for every W; None otherwise."""
+        return CURVATURE.get(type(self.rule))
 
     def slope(self, weight: torch.Tensor) -> int | None:
         """∂B/∂W where it is one number, 0 or 1, for every element: B = slope · W + const. None otherwise.

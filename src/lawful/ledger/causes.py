@@ -92,8 +92,8 @@ def directions(
     Args:
         optimizer: its state is that after the step, and its gradients are still in place.
         parameters: the parameters themselves, by dotted name.
-        before: their values before the step, float64.
-        delta: their total change, float64.
+        before: their values before the step.
+        delta: their total change.
     """
     split = SPLITS.get(type(optimizer), _other)
     names = {id(p): name for name, p in parameters.items()}
@@ -104,8 +104,24 @@ def directions(
             name = names.get(id(p))
             if name is None or p.grad is None:
                 continue
-            g = p.grad.detach().to(torch.float64) * (-1 if group.get("maximize") else 1)
+            g = p.grad.detach()
+            g = -g if group.get("maximize") else g
             lrs[name] = float(group.get("lr", 1.0))
             for cause, part in split(group, optimizer.state[p], before[name], g, delta[name]).items():
                 steps.setdefault(cause, {})[name] = part
     return steps, lrs
+
+
+def plain_steps(optimizer: Optimizer, parameters: Tensors) -> dict[str, torch.Tensor] | None:
+    """−lr·g for plain SGD, whose step is known beforehand; None for anything else."""
+    if type(optimizer) is not SGD or any(
+        group["momentum"] or group["weight_decay"] or group["maximize"] for group in optimizer.param_groups
+    ):
+        return None
+    lrs = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    if any(id(p) in lrs and p.grad is None and p.requires_grad for p in parameters.values()):
+        return None  # a closure will fill it
+    return {
+        name: torch.zeros_like(p) if p.grad is None or id(p) not in lrs else p.grad * -lrs[id(p)]
+        for name, p in parameters.items()
+    }

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 from lawful.conservation.base import LawSet
 from lawful.conservation.derive import laws_of
 from lawful.errors import SettingError
-from lawful.ledger.causes import DECAY, RULE, directions
+from lawful.ledger.causes import DECAY, RULE, directions, plain_steps
 
 FINITE: Final = "finite step"
 BETWEEN: Final = "between steps"
@@ -84,13 +84,15 @@ class Ledger:
         names = {name for law in self.laws for name in law.parameters}
         everything = dict(model.named_parameters(remove_duplicate=False))
         self._tracked = {name: everything[name] for name in everything if name in names}
+        self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
         self._handles: list[Any] = []
         self.steps = 0
         self.history: list[tuple[int, torch.Tensor, dict[str, torch.Tensor]]] = []
         self.parts: dict[str, torch.Tensor] = {}
-        self.start = self._seen = self.values()
-        self._drift: torch.Tensor | None = None
-        self._before: dict[str, torch.Tensor] = {}
+        self.start = self.values()
+        self._unsplit = False
+        self._before: dict[str, torch.Tensor] | None = None
+        self._versions = self._version()
 
     # -- the numbers -----------------------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Ledger:
 
     def values(self) -> torch.Tensor:
         """Q now, float64."""
-        theta = self._theta()
+        theta = {name: t.double() for name, t in self._theta().items()}
         return self._each(lambda law: law.value(theta))
 
     @property
@@ -116,10 +118,7 @@ class Ledger:
     def residual(self) -> torch.Tensor:
         """|q − q₀ − Σ parts| relative: whether the books close."""
         self._settle()
-        booked = torch.zeros_like(self.start)
-        for part in self.parts.values():
-            booked = booked + part
-        return _relative(self.values() - self.start - booked, self.scale)
+        return _relative(self._open(), self.scale)
 
     @property
     def violation(self) -> torch.Tensor:
@@ -154,11 +153,12 @@ class Ledger:
     # -- following the optimiser -----------------------------------------------------------------------------------
 
     def __enter__(self) -> Ledger:
-        self.start = self._seen = self.values()
+        self.start, self._versions = self.values(), self._version()
         pre = self.optimizer.register_step_pre_hook(lambda *_: self._pre())
         post = self.optimizer.register_step_post_hook(lambda *_: self._post())
         # before any hook that moves the feedback, so that the step is judged by the feedback it was made with
-        self.optimizer._optimizer_step_post_hooks.move_to_end(post.id, last=False)
+        hooks: Any = self.optimizer._optimizer_step_post_hooks
+        hooks.move_to_end(post.id, last=False)
         self._handles = [pre, post]
         return self
 
@@ -168,7 +168,7 @@ class Ledger:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._before = {}
+        self._before = None
         if kind is None:
             self._settle()
 
@@ -177,26 +177,34 @@ class Ledger:
 
     @torch.no_grad()
     def _pre(self) -> None:
-        if self._splits():
+        if self._splits() or self._version() != self._versions:
             self._settle()
-        self._before = {name: p.detach().to(torch.float64, copy=True) for name, p in self._tracked.items()}
+        self._before = self._theta()
+        plain = plain_steps(self.optimizer, self._tracked)
+        if plain is not None:  # the step is known before it is made, so no copy of W is needed
+            self._account(self._before, plain)
+            self._before = None
+        else:
+            self._before = {name: t.clone() for name, t in self._before.items()}
 
     @torch.no_grad()
     def _post(self) -> None:
-        before, after = self._before, self._theta()
-        delta = {name: after[name] - before[name] for name in before}
-        drift = self._each(lambda law: law.drift(before, delta))
-        self._book(FINITE, drift)
-        if self._splits():
-            self._split(before, delta)
-            self._seen = self.values()
-        else:
-            self._drift = drift if self._drift is None else self._drift + drift
-        self._before = {}
+        if self._before is not None:
+            after = self._theta()
+            self._account(self._before, {name: after[name] - t for name, t in self._before.items()})
+            self._before = None
+        self._versions = self._version()
         self.steps += 1
         if self.record_every and self.steps % self.record_every == 0:
             self._settle()
             self.history.append((self.steps, self.values(), {cause: p.clone() for cause, p in self.parts.items()}))
+
+    def _account(self, before: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> None:
+        self._book(FINITE, self._each(lambda law: law.drift(before, delta)))
+        if self._splits():
+            self._split(before, delta)
+        else:
+            self._unsplit = True
 
     def _split(self, before: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> None:
         steps, lrs = directions(self.optimizer, self._tracked, before, delta)
@@ -232,22 +240,31 @@ class Ledger:
             self._book(cause, _join(shares))
 
     def _settle(self) -> None:
-        """Book what moved q since it was last seen: steps that were not split, or something between the steps."""
-        if self._before:  # in the middle of a step
+        """Book what moved q since it was last booked: steps that were not split, or something between the steps."""
+        if self._before is not None:  # in the middle of a step
             return
-        now = self.values()
-        moved = now - self._seen
-        if self._drift is not None:
-            self._book(SKIPPED, moved - self._drift)
-        elif bool(moved.any()):
-            self._book(BETWEEN, moved)
-        self._seen, self._drift = now, None
+        versions = self._version()
+        if self._unsplit or versions != self._versions:
+            self._book(SKIPPED if self._unsplit else BETWEEN, self._open())
+        self._unsplit, self._versions = False, versions
+
+    def _open(self) -> torch.Tensor:
+        """The change of q that no part explains yet."""
+        rest = self.values() - self.start
+        for part in self.parts.values():
+            rest = rest - part
+        return rest
+
+    def _version(self) -> tuple[int, ...]:
+        """Changes with every edit, in place, of a tracked parameter or of the feedback that reads it."""
+        states = [t._version for psi in self._potentials for t in psi.state().values()]
+        return (*(p._version for p in self._tracked.values()), *states)
 
     def _book(self, cause: str, amount: torch.Tensor) -> None:
         self.parts[cause] = self.parts[cause] + amount if cause in self.parts else amount
 
     def _theta(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().to(torch.float64) for name, p in self._tracked.items()}
+        return {name: p.detach() for name, p in self._tracked.items()}
 
     def _each(self, quantity: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -255,7 +272,7 @@ class Ledger:
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat([part.reshape(-1).double() for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def _relative(amount: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
