@@ -202,3 +202,63 @@ def test_history_and_table():
     assert not optimizer._optimizer_step_pre_hooks
     with pytest.raises(lawful.LawfulError, match="split_every"):
         Ledger(model, optimizer, split_every=0)
+
+
+def test_kolen_pollack_decay_is_booked_and_its_own_movement_is_between_steps():
+    model = net(lawful.KolenPollack(seed=1, decay=0.01))
+    optimizer = SGD(model.parameters(), lr=0.05)
+    lawful.attachment_of(model).follow(optimizer)
+    with Ledger(model, optimizer) as ledger:
+        train(model, optimizer, 40)
+    assert float(ledger.violation.max()) <= 1e-12
+    assert float(ledger.residual.max()) <= 1e-12
+    assert float(ledger.parts["between steps"].abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("rule", [lawful.UniformSignSymmetry(), lawful.FixedMagnitudeSignSymmetry(seed=1)])
+def test_sign_rules_close_through_zero_crossings(rule):
+    model = net(rule)
+    optimizer = SGD(model.parameters(), lr=0.2)
+    with Ledger(model, optimizer) as ledger:
+        train(model, optimizer, 200)
+    assert float(ledger.violation.max()) <= 1e-12
+    assert float(ledger.residual.max()) <= 1e-12
+
+
+def test_a_convolutional_net_with_flatten_and_dropout():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(27, 4),
+        nn.ReLU(),
+        nn.Linear(4, 2),
+    ).double()
+    lawful.attach(model, FA)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 1, 8, 8, generator=g, dtype=torch.float64)
+    with Ledger(model, optimizer, args=x) as ledger:
+        for _ in range(15):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    assert [row.law for row in ledger.table] == ["0", "5"]
+    assert float(ledger.residual.max()) <= 1e-10
+    assert float(ledger.violation.max()) <= 1e-12
+
+
+def test_the_eps_of_a_norm_is_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).double()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    with Ledger(model, optimizer) as ledger:
+        train(model, optimizer, 30)
+    assert float(ledger.parts["eps of a norm"].abs().max()) > 1e-9
+    assert float(ledger.residual.max()) <= 1e-12
+    kinds = [law.kind for law in ledger.laws for _ in law.names]
+    exact = torch.tensor([kind == "neuron" for kind in kinds])
+    assert float(ledger.violation[exact].max()) <= 1e-12

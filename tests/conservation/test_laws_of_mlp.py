@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import nn
 import lawful
 from lawful.conservation.base import Law
 from lawful.conservation.derive import laws_of
+from lawful.conservation.elimination import relations
+from lawful.conservation.potential import Potential, bregman
 
 RULES = {
     "bp": lawful.Backprop,
@@ -137,3 +141,46 @@ def test_deriving_leaves_the_model_and_the_random_state_alone():
     for n, b in model.named_buffers():
         assert torch.equal(b, before[n])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lawful.Backprop(),
+        lawful.FeedbackAlignment(seed=1),
+        lawful.KolenPollack(seed=1),
+        lawful.UniformSignSymmetry(),
+        lawful.FixedMagnitudeSignSymmetry(seed=1),
+    ],
+    ids=lambda rule: rule.name,
+)
+def test_bregman_divergence_against_its_definition(rule):
+    model = mlp()
+    attachment = lawful.attach(model, rule)
+    psi = Potential(rule, lambda: attachment.state("2.weight"))
+    W = model[2].weight.detach()
+    delta = torch.randn(W.shape, generator=torch.Generator().manual_seed(5), dtype=W.dtype)
+    expected = psi.value(W + delta) - psi.value(W) - psi.feedback(W) * delta
+    torch.testing.assert_close(psi.bregman(W, delta), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(bregman(psi, W, delta), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_sign_rule_drifts_only_where_a_weight_crosses_zero():
+    model = mlp()
+    attachment = lawful.attach(model, lawful.FixedMagnitudeSignSymmetry(seed=1))
+    psi = Potential(attachment.rules["2.weight"], lambda: attachment.state("2.weight"))
+    W = model[2].weight.detach()
+    delta = torch.zeros_like(W)
+    delta[0, 0] = -1.5 * W[0, 0]  # crosses
+    delta[1, 1] = 0.5 * W[1, 1]  # does not
+    magnitude = psi.feedback(W).abs()
+    expected = torch.zeros_like(W)
+    expected[0, 0] = 2 * magnitude[0, 0] * (W + delta)[0, 0].abs()
+    torch.testing.assert_close(psi.bregman(W, delta), expected, rtol=1e-12, atol=1e-16)
+
+
+def test_exact_elimination():
+    one = Fraction(1)
+    rows = [{"P": one, "x": -one}, {"x": one, "y": -2 * one}, {"y": one, "C": -one}, {"Q": one, "z": one}]
+    assert relations(rows, known=str.isupper) == [{"P": one, "C": -2 * one}]
+    assert relations([{"P": one, "x": -one}], known=str.isupper) == []

@@ -20,9 +20,10 @@ FINITE: Final = "finite step"
 BETWEEN: Final = "between steps"
 RATES: Final = "unequal learning rates"
 FROZEN: Final = "frozen parameters"
+EPS: Final = "eps of a norm"
 SKIPPED: Final = "not split"
 
-_CAUSES: Final = (RULE, FINITE, DECAY, "momentum", "preconditioning", RATES, FROZEN, BETWEEN, SKIPPED)
+_CAUSES: Final = (RULE, FINITE, DECAY, "momentum", "preconditioning", RATES, FROZEN, EPS, BETWEEN, SKIPPED)
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class Ledger:
         booked: dict[str, list[torch.Tensor]] = {}
         for i, (law, rate) in enumerate(zip(self.laws, rates, strict=True)):
             known = [lrs[name] for name in law.parameters if name in lrs]
-            shares = {RULE: rate}
+            shares = {EPS if law.note else RULE: rate}
             if len(known) < len(law.parameters):
                 shares = {FROZEN: rate}
             elif len(set(known)) > 1 and 0 not in known:
