@@ -150,13 +150,14 @@ class Balance:
         order = np.lexsort((variable, equation, component))
         equation, variable, coefficient, key = (a[order] for a in (equation, variable, coefficient, key))
         cuts = np.nonzero(np.diff(component[order]))[0] + 1
+        kinds = self._kinds(count, block_of)
         alike: dict[tuple, list[tuple[np.ndarray, tuple]]] = defaultdict(list)
         for rows in np.split(np.arange(len(order)), cuts):
             names, local = np.unique(variable[rows], return_inverse=True)
             equations, row = np.unique(equation[rows], return_inverse=True)
             shape = (
                 block_of[names].tobytes(),
-                self._kind_of(equations, block_of).tobytes(),
+                kinds[equations].tobytes(),
                 local.tobytes(),
                 row.tobytes(),
                 coefficient[rows].tobytes(),
@@ -169,15 +170,10 @@ class Balance:
                 block_of, np.frombuffer(local, np.int64), np.frombuffer(row, np.int64), np.frombuffer(weights), members
             )
 
-    def _kind_of(self, equations: Ids, block_of: Ids) -> Ids:
-        """Block of an equation: that of its call, or that of the activation it balances."""
-        explicit = np.array(self._equation_blocks + [0])
-        balancing = equations >= self._equations
-        return np.where(
-            balancing,
-            len(explicit) + block_of[np.where(balancing, equations - self._equations, 0)],
-            explicit[np.where(balancing, 0, equations)],
-        )
+    def _kinds(self, count: int, block_of: Ids) -> Ids:
+        """Block of every equation: that of its call, or that of the activation it balances."""
+        explicit = np.array(self._equation_blocks, dtype=np.int64)
+        return np.concatenate([explicit, len(explicit) + block_of])[:count]
 
     def _relations(
         self, block_of: Ids, local: Ids, row: Ids, weights: np.ndarray, members: list[tuple[np.ndarray, tuple]]

@@ -260,7 +260,8 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     note = "exact as eps → 0" if limit else ""
     names = [f"{name} · neuron {j}" for j in channels.tolist()]
     yield NeuronLaw(name, terms, source, names, kind="scale" if limit else "neuron", note=note)
-    if limit or any(abs(c) != 1 for _, c, _, _ in real):
+    linear = relation.groups[relation.groups != NOT_LINEAR]
+    if limit or any(abs(c) != 1 for _, c, _, _ in real) or len(np.unique(linear)) == len(linear):
         return
     slopes = [psi.slope(theta[b.slices.parameter].double()) for (b, _, _, _), psi in zip(real, own, strict=True)]
     if None not in slopes:
