@@ -36,7 +36,9 @@ def test_product_is_exact_for_long_sums():
 def test_large_echelon_crosses_every_block_size():
     rng = np.random.default_rng(1)
     a = ff.random_residues(rng, (1100, 300))
-    a = np.concatenate([a, ff.product(ff.random_residues(rng, (1100, 300)), ff.random_residues(rng, (300, 400)))], axis=1)
+    a = np.concatenate(
+        [a, ff.product(ff.random_residues(rng, (1100, 300)), ff.random_residues(rng, (300, 400)))], axis=1
+    )
     echelon = ff.Echelon(700)
     echelon.add(a)
     expected = flint.nmod_mat(*a.shape, [int(x) % ff.PRIME for x in a.ravel()], ff.PRIME).rank()

@@ -19,6 +19,14 @@ PAPERS: dict[str, tuple[str, str]] = {
         "Du, Hu & Lee 2018, Layers are Automatically Balanced",
         "lawful.experiments.papers.du2018",
     ),
+    "kunin2021": (
+        "Kunin et al. 2021, Neural Mechanics: Symmetry and Broken Conservation Laws",
+        "lawful.experiments.papers.kunin2021",
+    ),
+    "marcotte2025": (
+        "Marcotte, Gribonval & Peyré 2025, Conservation laws for ResNets and Transformers",
+        "lawful.experiments.papers.marcotte2025",
+    ),
 }
 """Paper id -> (title, module); the module defines ``PAPER``."""
 

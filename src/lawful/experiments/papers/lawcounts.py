@@ -1,0 +1,254 @@
+"""How many quantities learning rules conserve: certified counts, most of them published nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lawful.errors import SettingError
+from lawful.experiments.claims import Claim
+from lawful.experiments.paper import Paper, Progress
+from lawful.experiments.records import Section
+from lawful.finder.families import FAMILIES
+from lawful.finder.formulas import linear_direct_feedback, linear_feedback_alignment
+from lawful.finder.search import LawSearch, find_laws
+
+ARCHITECTURES: tuple[tuple[int, ...], ...] = (
+    (3, 4, 1),
+    (3, 4, 3),
+    (3, 4, 2, 1),
+    (2, 3, 3, 2),
+    (3, 2, 2, 3),
+    (2, 3, 2, 3, 2),
+)
+"""Depth 2 to 4, one to three outputs, hidden layers wider and narrower than the output."""
+
+ACTIVATIONS = ("linear", "relu", "leaky_relu")
+
+
+@dataclass(frozen=True)
+class LawCountSettings:
+    """Sizes of the random samples.
+
+    Args:
+        networks: random networks in each comparison with a formula or with published counts.
+        max_width: largest width drawn for ReLU nets.
+        max_linear_width: largest width drawn for linear nets.
+    """
+
+    networks: int = 50
+    max_width: int = 9
+    max_linear_width: int = 5
+
+    def validate(self) -> None:
+        """All at least two (widths) or one (networks).
+
+        Raises:
+            SettingError: a value out of range.
+        """
+        if self.networks < 1:
+            raise SettingError(f"networks must be at least 1; got {self.networks}")
+        for name in ("max_width", "max_linear_width"):
+            if not 2 <= getattr(self, name) <= 12:
+                raise SettingError(f"{name} must be between 2 and 12; got {getattr(self, name)}")
+
+
+def _random_widths(rng: np.random.Generator, low: int, high: int) -> tuple[int, ...]:
+    return tuple(int(n) for n in rng.integers(low, high + 1, rng.integers(3, 6)))
+
+
+def backprop(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """The published counts for the gradient, certified again."""
+    rng = np.random.default_rng(seed)
+    linear, relu = [], []
+    for number in range(settings.networks):
+        progress.update(number / settings.networks, "backpropagation")
+        linear.append(
+            find_laws(_random_widths(rng, 2, settings.max_linear_width), rule="bp", activation="linear", seed=seed)
+        )
+        widths = _random_widths(rng, 2, settings.max_width)
+        relu.append(find_laws(widths, rule="bp", activation="relu", bias=bool(number % 2), seed=seed))
+    one_a_neuron = all(found.count == sum(found.architecture.widths[1:-1]) for found in relu)
+    source = "Marcotte, Gribonval & Peyré 2023, Section 5"
+    return Section(
+        id="backprop",
+        title="Backpropagation: the published counts",
+        paper_says="On every linear and ReLU network tried, the balancedness laws are all the laws of the gradient "
+        "flow: the Lie algebra has no more room. The published code takes hours.",
+        measured=f"The same for {2 * settings.networks} random networks, now as a certificate: exact rank modulo a "
+        "prime from above, laws expanded to zero symbolically from below.",
+        claims=[
+            Claim.true(
+                "backprop.linear.certified", source, "on random linear nets the matrix laws are all laws",
+                all(f.certified for f in linear), measured=f"{sum(f.certified for f in linear)} of {len(linear)}",
+            ),
+            Claim.true(
+                "backprop.relu.certified", source, "on random ReLU nets the neuron laws are all laws",
+                all(f.certified for f in relu), measured=f"{sum(f.certified for f in relu)} of {len(relu)}",
+            ),
+            Claim.true(
+                "backprop.relu.one-per-neuron", source, "there is exactly one law for each hidden neuron", one_a_neuron,
+            ),
+        ],
+    )  # fmt: skip
+
+
+def _with_formula(
+    id: str,
+    rule: str,
+    formula: Callable[[Sequence[int]], int],
+    settings: LawCountSettings,
+    seed: int,
+    progress: Progress,
+) -> list[Claim]:
+    """Random linear nets, counted and compared with a closed formula."""
+    rng = np.random.default_rng([seed, 1])
+    agree = certified = 0
+    total = settings.networks
+    for number in range(total):
+        progress.update(number / total, rule)
+        widths = _random_widths(rng, 1, settings.max_linear_width)
+        found = find_laws(widths, rule=rule, activation="linear", seed=seed + number)
+        agree += found.count == formula(widths)
+        certified += found.certified
+    return [
+        Claim.true(
+            f"{id}.certified", "no publication", "every count is certified", certified == total,
+            measured=f"{certified} of {total}",
+        ),
+        Claim.true(
+            f"{id}.formula", "no publication", "the closed formula gives every count", agree == total,
+            measured=f"{agree} of {total}",
+        ),
+    ]  # fmt: skip
+
+
+def deep_linear_fa(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """The dimension formula of the exact solution, and what replaces it in narrow nets."""
+    return Section(
+        id="deep-linear-fa",
+        title="Deep linear feedback alignment",
+        paper_says="The exact solution has $n_0 m + (L-1)m(m-1)/2$ free coordinates: an upper bound of the rank.",
+        measured="The bound is attained whenever all hidden widths are at least m; with narrower layers the formula "
+        "below gives the count.",
+        equations=[FA_FORMULA],
+        claims=_with_formula("deep-linear-fa", "fa", linear_feedback_alignment, settings, seed, progress),
+    )
+
+
+def deep_linear_dfa(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """The same for direct feedback."""
+    return Section(
+        id="deep-linear-dfa",
+        title="Deep linear direct feedback alignment",
+        paper_says="Direct feedback has the counts of feedback alignment when every hidden width is at least m.",
+        measured="With narrower layers it has fewer laws than feedback alignment, by the formula below.",
+        equations=[DFA_FORMULA],
+        claims=_with_formula("deep-linear-dfa", "dfa", linear_direct_feedback, settings, seed, progress),
+    )
+
+
+FA_FORMULA = (
+    r"D - n_0\rho_1 - \sum_{i<L}\left[n_i(\rho_{i+1}-\rho_i)+\tfrac{\rho_i(\rho_i-1)}{2}\right],\quad"
+    r"\rho_i=\min(n_i,\dots,n_{L-1},m)"
+)
+DFA_FORMULA = (
+    r"\sum_{i<L}\left[\nu_i n_{i-1}+\tfrac{s_i(s_i+1)}{2}-\tfrac{\nu_i(\nu_i+1)}{2}\right],\quad "
+    r"\nu_i=n_i-\min(n_i,m),\quad s_i=n_i-\min(n_i,m-\min(n_{i+1},m))"
+)
+
+
+def rows(seed: int) -> Iterator[LawSearch]:
+    """The table rule × activation × architecture × bias, one search a row."""
+    for rule in FAMILIES:
+        for activation in ACTIVATIONS:
+            for widths in ARCHITECTURES:
+                for bias in (False, True):
+                    yield find_laws(widths, rule=rule, activation=activation, bias=bias, seed=seed)
+
+
+def summary(found: LawSearch) -> str:
+    """``3-4-1: 7``, or ``3-4-1: 0 to 9`` where bound and count differ."""
+    widths = "-".join(map(str, found.architecture.widths))
+    return f"{widths}: {found.count}" + ("" if found.certified else f" to {found.bound}")
+
+
+def rules(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """The table of all rules; of its rows only backpropagation's are published."""
+    groups: dict[tuple[str, str, bool], list[LawSearch]] = {}
+    total = len(FAMILIES) * len(ACTIVATIONS) * len(ARCHITECTURES) * 2
+    for number, found in enumerate(rows(seed + 1)):
+        progress.update(number / total, str(found))
+        key = (found.rule, found.architecture.activation, found.architecture.biases[0])
+        groups.setdefault(key, []).append(found)
+    claims = []
+    for (rule, activation, bias), searches in groups.items():
+        done = all(found.certified for found in searches)
+        with_bias = "bias" if bias else "no-bias"
+        words = "every count is certified" if done else "every count is certified or bounded on both sides"
+        claims.append(
+            Claim.true(
+                f"rules.{rule}.{activation.replace('_', '-')}.{with_bias}",
+                "Marcotte, Gribonval & Peyré 2023" if rule == "bp" else "no publication",
+                f"{FAMILIES[rule].title}, {activation}, {with_bias}: {words}",
+                all(found.count <= found.bound for found in searches),
+                measured=", ".join(map(summary, searches)),
+            )
+        )
+    certified = sum(found.certified for searches in groups.values() for found in searches)
+    return Section(
+        id="rules",
+        title="Every rule",
+        paper_says="No publication counts the laws of feedback alignment, direct feedback alignment, Kolen-Pollack or "
+        "the sign rules; of these rows only backpropagation's are known.",
+        measured=f"{certified} of {total} counts are certified, the others bounded from both sides.",
+        claims=claims,
+    )
+
+
+def optimisers(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """What weight decay and momentum leave: time-dependent laws."""
+    claims = []
+    cases = (("bp", "relu", "decay", 3), ("kp", "relu", "decay", 6), ("fa", "relu", "decay", 0),
+             ("bp", "relu", "momentum", 0), ("fa", "relu", "momentum", 0))  # fmt: skip
+    for number, (rule, activation, geometry, expected) in enumerate(cases):
+        progress.update(number / len(cases), f"{rule}, {geometry}")
+        found = find_laws((2, 3, 1), rule=rule, activation=activation, geometry=geometry, seed=seed)
+        what = f"{FAMILIES[rule].title} (2, 3, 1) {activation} under {geometry}"
+        claims.append(
+            Claim.true(
+                f"optimisers.{geometry}.{rule}",
+                "no publication",
+                f"{what}: {expected} time-dependent laws, certified",
+                found.certified and found.count == expected,
+                measured=f"{found.count} of at most {found.bound}",
+            )
+        )
+    return Section(
+        id="optimisers",
+        title="Weight decay and momentum",
+        paper_says="With decay λ on everything the laws of backpropagation and Kolen-Pollack shrink like e^{-2λt}.",
+        measured="Multiplied by e^{2λt} they are laws again, and there are no others; uniform decay breaks feedback "
+        "alignment's law, whose two parts have different degrees, and momentum breaks every neuron law.",
+        equations=[r"\frac{d}{dt}\left(e^{2\lambda t}q_j\right)=0"],
+        claims=claims,
+    )
+
+
+PAPER = Paper(
+    id="lawcounts",
+    title="How many quantities do learning rules conserve?",
+    citation="New here; the method extends Marcotte, Gribonval & Peyré, Abide by the Law and Follow the Flow, "
+    "NeurIPS 2023",
+    settings=LawCountSettings,
+    quick={"networks": 10},
+    stages={
+        "backprop": backprop,
+        "deep-linear-fa": deep_linear_fa,
+        "deep-linear-dfa": deep_linear_dfa,
+        "rules": rules,
+        "optimisers": optimisers,
+    },
+)
