@@ -34,7 +34,7 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of weights, order and dropout. [0]")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help=f"Where to write. [{RUNS_DIR}/train-MODEL-DATA-RULE]"),
+        typer.Option("--out", "-o", metavar="DIR", help=f"Where to write. [{RUNS_DIR}/train-MODEL-DATA-RULE-HASH]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in DIR (or start it).")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to DIR/tensorboard as well.")] = False,
@@ -51,7 +51,9 @@ def train(
 
     $ lawful train --model cnn --data fashion --examples 10000 --rule usf --optimizer sgd:momentum=0.9 --lr 0.01
 
-    $ lawful train --resume --out lawful-runs/train-mlp-digits-dfa --epochs 20
+    $ lawful train --data digits --rule dfa --epochs 20 --resume    (the first example, prolonged)
+
+    $ lawful train --out my-run --resume    (its settings are those of the run)
 
     $ lawful train --model my_models:resnet --data fashion --rule kp:decay=0.0001 --out my-run
 
@@ -77,7 +79,8 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     saved = saved_settings(out) if resume and out is not None else None
     settings = Settings(**((saved.as_dict() if saved else {}) | given))
-    root = out or Path(RUNS_DIR) / "-".join(["train", *map(_file_name, (settings.model, settings.data, settings.rule))])
+    names = map(_file_name, (settings.model, settings.data, settings.rule))
+    root = out or Path(RUNS_DIR) / "-".join(["train", *names, settings.digest])
     console = Console()
     observers: list[Any] = [TerminalProgress(console)]
     if tensorboard:

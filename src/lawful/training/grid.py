@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import torch
 
+from lawful.data.registry import load_data
 from lawful.errors import DivergenceError
 from lawful.training.loop import open_run
 from lawful.training.settings import Settings
@@ -48,8 +50,8 @@ TASKS: Final[tuple[Task, ...]] = (
     Task("Fashion-MNIST, CNN", Settings(model="cnn", data="fashion", examples=_TEN_THOUSAND, epochs=4)),
     Task("MNIST-1D, MLP", Settings(model="mlp", data="mnist1d", epochs=20)),
     Task("MNIST-1D, CNN", Settings(model="cnn", data="mnist1d", epochs=20)),
-    Task("MNIST-1D, GRU", Settings(model="gru", data="mnist1d", epochs=10), {"DFA": "dfa:taps=['gru']"}),
-    Task("text, transformer", Settings(model="transformer", data="text", examples=_TEN_THOUSAND, epochs=2)),
+    Task("MNIST-1D, GRU", Settings(model="gru", data="mnist1d", epochs=20), {"DFA": "dfa:taps=['gru']"}),
+    Task("text, transformer", Settings(model="transformer", data="text", examples=_TEN_THOUSAND, epochs=3)),
 )
 LEARNING_RATES: Final = (3e-4, 1e-3, 3e-3)
 SEEDS: Final = (0, 1, 2)
@@ -102,6 +104,10 @@ def cells(
                     yield Cell(task.name, column, replace(task.settings, rule=seeded, lr=lr, seed=seed))
 
 
+_data = functools.cache(load_data)
+"""A worker process loads each data set once."""
+
+
 def run_cell(cell: Cell, root: Path) -> Result:
     """One run, continued from its newest checkpoint; its result is kept, so that it is never run twice."""
     folder = root / cell.folder
@@ -109,7 +115,7 @@ def run_cell(cell: Cell, root: Path) -> Result:
     if kept.exists():
         return Result(**json.loads(kept.read_text(encoding="utf-8")))
     torch.set_num_threads(1)
-    training = open_run(cell.settings, folder, resume=True)
+    training = open_run(cell.settings, folder, resume=True, data=_data(cell.settings.data))
     try:
         history = training.run(folder)
         accuracy, angle = history[-1].accuracy, history[-1].angle

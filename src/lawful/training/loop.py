@@ -144,7 +144,7 @@ class Training:
         return F.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
-def open_run(settings: Settings, out: Path, *, resume: bool) -> Training:
+def open_run(settings: Settings, out: Path, *, resume: bool, data: DataSet | None = None) -> Training:
     """A new run in ``out``, or with ``resume`` the run that is there, continued from its newest checkpoint.
 
     Raises:
@@ -153,7 +153,7 @@ def open_run(settings: Settings, out: Path, *, resume: bool) -> Training:
     newest = checkpoint.latest(out)
     if newest is not None and not resume:
         raise SettingError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
-    training = Training(settings)
+    training = Training(settings, data)
     if newest is not None:
         training.restore(newest)
     return training

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -53,6 +55,12 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """A short name of everything but ``epochs``, which may change in a resumed run."""
+        fixed = {name: value for name, value in self.as_dict().items() if name != "epochs"}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
 
     def check_continues(self, saved: Settings) -> None:
         """Refuse to continue a run of other settings; only ``epochs`` may change."""
