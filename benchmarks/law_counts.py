@@ -1,6 +1,7 @@
 """Count and certify the laws of 100 random architectures, and of one network with about 5 000 parameters.
 
     python benchmarks/law_counts.py [--rule bp] [--large]
+    python benchmarks/law_counts.py --table          the table rule × architecture of docs/law-counts.md
 
 50 linear networks (depth 2-4, widths 2-5) and 50 ReLU networks (widths 2-9, half of them with biases, at most 265
 parameters), as in Marcotte, Gribonval & Peyré (2023), whose SageMath code took 34 min and 1 h 53 min on 64 threads.
@@ -14,7 +15,9 @@ import time
 
 import numpy as np
 
-from lawful.finder.search import find_laws
+from lawful.experiments.papers.lawcounts import ARCHITECTURES, rows
+from lawful.finder.families import FAMILIES
+from lawful.finder.search import LawSearch, find_laws
 
 
 def architectures(seed: int = 0) -> list[tuple[str, tuple[int, ...], bool]]:
@@ -35,7 +38,11 @@ def main() -> None:
     parser.add_argument("--rule", default="bp")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--large", action="store_true", help="also two networks with about 5 000 parameters")
+    parser.add_argument("--table", action="store_true", help="print the table of rules in Markdown")
     options = parser.parse_args()
+    if options.table:
+        print_table()
+        return
     totals: dict[str, list[float]] = {}
     for activation, widths, bias in architectures(options.seed):
         started = time.perf_counter()
@@ -58,6 +65,23 @@ def main() -> None:
             started = time.perf_counter()
             found = find_laws(widths, rule=options.rule, activation=activation, bias=bias, seed=options.seed)
             print(f"D = {found.dimension}: {found}, {time.perf_counter() - started:.1f} s, {_memory():.2f} GB")
+
+
+def print_table() -> None:
+    names = ["-".join(map(str, widths)) for widths in ARCHITECTURES]
+    print("| rule | activation | bias | " + " | ".join(names) + " |")
+    print("|---|---|---|" + "---|" * len(names))
+    line: list[str] = []
+    for found in sorted(rows(1), key=_row_order):
+        line.append(str(found.count) if found.certified else f"{found.count}–{found.bound}")
+        if len(line) == len(names):
+            bias = "yes" if found.architecture.biases[0] else "no"
+            print(f"| {found.rule} | {found.architecture.activation} | {bias} | " + " | ".join(line) + " |")
+            line = []
+
+
+def _row_order(found: LawSearch) -> tuple[int, str, bool]:
+    return list(FAMILIES).index(found.rule), found.architecture.activation, found.architecture.biases[0]
 
 
 def _memory() -> float:
