@@ -26,6 +26,7 @@ from lawful.conservation.symmetry import shift_laws
 from lawful.conservation.trace import Trace
 from lawful.errors import AttachmentError, SettingError
 from lawful.rules.base import Rule
+from lawful.rules.direct_base import DirectRule
 
 _HANDLERS: Final = {**elementwise.TABLE, **layers.TABLE}
 _DU: Final = "Du, Hu & Lee 2018, Theorem 2.1"
@@ -54,6 +55,15 @@ def potentials_of(model: nn.Module) -> Potentials:
     except AttachmentError:
         return lambda name: SQUARE
     return lambda name: _attached(attachment, name)
+
+
+def direct_rule(model: nn.Module) -> DirectRule | None:
+    """The direct rule on a model, if that is what it carries."""
+    try:
+        rules = attachment_of(model).rules.values()
+    except AttachmentError:
+        return None
+    return next((rule for rule in rules if isinstance(rule, DirectRule)), None)
 
 
 def _attached(attachment: Attachment, name: str) -> Potential:
@@ -102,6 +112,10 @@ def laws_of(
     """
     if output not in ("free", "softmax"):
         raise SettingError(f"laws_of: output must be 'free' or 'softmax'; got {output!r}")
+    direct = direct_rule(model)
+    if direct is not None:
+        why = f"{direct!r} sends errors past the layers; its laws need a virtual readout and are not derived here"
+        return LawSet([], {name: why for name, _ in model.named_parameters()}, [])
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     if not inputs and not kwargs:
         inputs = (example_input(model),)
@@ -183,7 +197,8 @@ def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) 
         outputs = model(*args, **kwargs)
     with torch.no_grad():
         for name, b in model.named_buffers():
-            b.copy_(saved[name])
+            if name in saved:  # a direct rule adds its own at the first run
+                b.copy_(saved[name])
     return outputs
 
 
