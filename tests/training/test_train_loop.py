@@ -82,17 +82,18 @@ def test_every_random_stream_and_buffer_is_resumed(tmp_path, monkeypatch):
     sys.modules["noisy_models"] = sys.modules[__name__]
     setting = replace(SMALL, model="noisy_models:noisy", rule="fa", optimizer="sgd:momentum=0.9")
 
-    def seeded():
+    def seeded(seed=3):
         import random
 
-        np.random.seed(3)
-        random.seed(3)
+        np.random.seed(seed)
+        random.seed(seed)
 
     seeded()
     whole = Training(setting)
     whole.run()
     seeded()
     open_run(replace(setting, epochs=1), tmp_path, resume=False).run(tmp_path)
+    seeded(8)  # another process
     second = open_run(setting, tmp_path, resume=True)
     second.run(tmp_path)
     assert_same(whole, second)

@@ -217,6 +217,23 @@ def test_activations_in_a_row_are_one():
     attachment = lawful.attach(model, lawful.DirectFeedbackAlignment())
     assert attachment.taps == ("2",)
     check(model, attachment, torch.randn(3, 4, dtype=torch.float64), "relu")
+    two = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.ReLU(), nn.Linear(5, 2))
+    assert lawful.attach(two, lawful.DirectFeedbackAlignment()).taps == ("2",)
+
+
+def test_feedback_is_a_function_of_seed_and_tap():
+    def drawn(seed, widths=(4, 5, 5, 3)):
+        model = MLP(widths).module()
+        attachment = lawful.attach(model, lawful.DirectFeedbackAlignment(seed=seed))
+        model(torch.randn(2, widths[0], dtype=torch.float64))
+        return attachment.feedback
+
+    one = drawn(1)
+    assert not torch.equal(one["1"], one["3"]) and not torch.equal(one["1"], drawn(2)["1"])
+    torch.rand(3)
+    assert torch.equal(one["1"], drawn(1)["1"]), "whatever else was drawn"
+    assert torch.equal(one["1"], drawn(1, (7, 5, 2, 3))["1"]), "whatever the rest of the model is"
+    assert drawn(1, (2, 400, 300))["1"].std() == pytest.approx(400**-0.5, rel=0.02)
 
 
 def test_maps_of_logits_are_flattened_too():

@@ -96,6 +96,14 @@ def test_compile_fullgraph():
     assert_close(gradients(model, compiled), expected)
 
 
+def test_export_of_the_forward_is_the_plain_graph():
+    with torch.no_grad():
+        ours, theirs = (torch.export.export(m, (CASE.batch(),)) for m in (attached(), CASE.module()))
+    targets = [[str(node.target) for node in e.graph.nodes if node.op == "call_function"] for e in (ours, theirs)]
+    assert targets[0] == targets[1]
+    assert torch.equal(ours.module()(CASE.batch()), CASE.module()(CASE.batch()))
+
+
 def test_torch_func():
     model = attached()
     expected, x = gradients(model), CASE.batch()
