@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lawful import Backprop, FeedbackAlignment
 from lawful.errors import SettingError
+from lawful.finder.formulas import linear_direct_feedback
 from lawful.finder.search import find_laws
 
 RIGHT_ANSWERS = [
@@ -163,3 +164,10 @@ def test_interruption_keeps_the_levels_done():
     assert found.interrupted and found.count == 25 and found.bound >= 25
     assert found.ranks[0].levels == [9]
     assert found.bound <= 40 - 9
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=3, max_size=5), st.integers(0, 100))
+def test_linear_direct_feedback_follows_its_formula(widths, seed):
+    found = find_laws(widths, rule="dfa", activation="linear", seed=seed)
+    assert (found.count, found.certified) == (linear_direct_feedback(widths), True)

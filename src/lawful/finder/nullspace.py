@@ -82,7 +82,7 @@ def polynomial_laws(
             progress(rows / wanted, f"{len(basis)} monomials of degree <= {degree}: {rows} conditions")
         if gained == 0 and count > _EXTRA_ROWS:
             break
-    found = [_rational(vector, basis) for vector in echelon.null_space()]
+    found = [rational_polynomial(vector, basis) for vector in echelon.null_space()]
     return sorted((h for h in found if h), key=lambda h: (max(map(len, h)), len(h)))
 
 
@@ -134,7 +134,7 @@ def _like(b: np.ndarray, count: int, rng: np.random.Generator, system: System) -
     return (np.abs(free) + 1) * np.sign(b) if system.family.orthant else free
 
 
-def _rational(vector: np.ndarray, basis: list[Monomial]) -> Polynomial:
+def rational_polynomial(vector: np.ndarray, basis: list[Monomial]) -> Polynomial:
     """The polynomial with small rational coefficients equal to ``vector`` modulo p; empty when there is none."""
     h: Polynomial = {}
     for column in np.flatnonzero(vector):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import flint
 import numpy as np
 import torch
 
@@ -26,7 +27,7 @@ def signed_feedback(system: System, point: list[np.ndarray]) -> tuple[np.ndarray
 
 def exact_feedback(arch: Architecture, family: Family, B: str | Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
     """Generic feedback, or the given one as exact rationals."""
-    drawn = draw_feedback(arch, family, np.random.default_rng([seed, 1]))
+    drawn = _generic(arch, family, np.random.default_rng([seed, 1]))
     if isinstance(B, str):
         if B != "generic":
             raise SettingError(f"find_laws: B must be 'generic' or a list of arrays; got {B!r}")
@@ -40,6 +41,30 @@ def exact_feedback(arch: Architecture, family: Family, B: str | Sequence[Any], s
             f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
         )
     return (drawn[0], *(exact_array(a, "B") for a in arrays))
+
+
+def _generic(arch: Architecture, family: Family, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Feedback whose products to the output have full rank, as generic ones do.
+
+    A count with rank-deficient feedback would say nothing about other feedback. Sign rules have no generic B.
+    """
+    while True:
+        drawn = draw_feedback(arch, family, rng)
+        if family.source == "sign" or _has_full_ranks(arch, family, drawn):
+            return drawn
+
+
+def _has_full_ranks(arch: Architecture, family: Family, B: tuple[np.ndarray, ...]) -> bool:
+    out = arch.widths[-1]
+    chain, narrowest = flint.fmpz_mat([[int(i == j) for j in range(out)] for i in range(out)]), out
+    for i in reversed(range(1, arch.depth)):
+        rows, columns = B[i].shape
+        transposed = flint.fmpz_mat(rows, columns, [int(x) for x in B[i].ravel()]).transpose()
+        chain = transposed if family.direct else transposed * chain
+        narrowest = min(arch.widths[i], out if family.direct else narrowest)
+        if chain.rank() < narrowest:
+            return False
+    return True
 
 
 def exact_inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:

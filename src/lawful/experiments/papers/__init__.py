@@ -27,6 +27,10 @@ PAPERS: dict[str, tuple[str, str]] = {
         "Marcotte, Gribonval & Peyré 2025, Conservation laws for ResNets and Transformers",
         "lawful.experiments.papers.marcotte2025",
     ),
+    "lawcounts": (
+        "How many quantities do learning rules conserve? Certified counts for ten rules",
+        "lawful.experiments.papers.lawcounts",
+    ),
 }
 """Paper id -> (title, module); the module defines ``PAPER``."""
 
