@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from lawful import Backprop, FeedbackAlignment
 from lawful.errors import SettingError
+from lawful.finder.families import FAMILIES
 from lawful.finder.formulas import linear_direct_feedback
 from lawful.finder.search import find_laws
+from lawful.rules.registry import rule_named
 
 RIGHT_ANSWERS = [
     ("bp", (2, 3, 1), "linear", False, 6),
@@ -171,3 +173,17 @@ def test_interruption_keeps_the_levels_done():
 def test_linear_direct_feedback_follows_its_formula(widths, seed):
     found = find_laws(widths, rule="dfa", activation="linear", seed=seed)
     assert (found.count, found.certified) == (linear_direct_feedback(widths), True)
+
+
+def test_rule_options_are_not_ignored():
+    with pytest.raises(SettingError, match="its own B"):
+        find_laws([2, 3, 1], rule=FeedbackAlignment(B=torch.ones(1, 3)))
+    with pytest.raises(SettingError, match="geometry"):
+        find_laws([2, 3, 1], rule=rule_named("kp", decay=0.1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_registry_names_and_rule_objects_agree(name):
+    made = rule_named(name, **({"rho": 0.5} if name == "rho-fa" else {}))
+    by_name, by_object = find_laws([2, 3, 2], rule=name), find_laws([2, 3, 2], rule=made)
+    assert (by_name.count, by_name.bound) == (by_object.count, by_object.bound)

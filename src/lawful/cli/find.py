@@ -123,7 +123,10 @@ def _table(path: Path) -> Any:
     from lawful.errors import SettingError
 
     try:
-        return np.loadtxt(path, ndmin=2, delimiter="," if path.suffix == ".csv" else None)
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise SettingError(f"--inputs: {path} is empty; expected one input a row")
+        return np.loadtxt(lines, ndmin=2, delimiter="," if path.suffix == ".csv" else None)
     except (OSError, ValueError) as error:
         raise SettingError(f"--inputs: cannot read {path} as a table of numbers: {error}") from error
 

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from lawful.errors import SettingError
 from lawful.rules.base import Rule
+from lawful.rules.direct_base import DirectRule
 
 Source = Literal["weight", "fixed", "moving", "sign"]
 """B is the weight itself, a constant, part of the state (and moves like W), or constant on an orthant of W."""
@@ -58,13 +59,13 @@ FAMILIES: Final[dict[str, Family]] = {
 """The rules whose laws can be counted, by registry name."""
 
 
-def family_of(rule: Rule | str | type) -> Family:
+def family_of(rule: Rule | DirectRule | str) -> Family:
     """The family of a rule object or registry name.
 
     Raises:
         SettingError: a rule that counting does not know.
     """
-    name = rule if isinstance(rule, str) else getattr(rule, "name", type(rule).__name__)
+    name = rule if isinstance(rule, str) else rule.name
     if name not in FAMILIES:
         raise SettingError(f"find_laws: rule must be one of {', '.join(FAMILIES)}; got {name!r}")
     return FAMILIES[name]

@@ -26,6 +26,9 @@ from lawful.finder.proof import Context, rate_of
 from lawful.finder.symbols import Symbols
 from lawful.finder.values import evaluate
 from lawful.rules.base import Rule
+from lawful.rules.direct_base import DirectRule
+from lawful.rules.feedback_alignment import FeedbackAlignment
+from lawful.rules.kolen_pollack import KolenPollack
 
 MAX_DIMENSION: Final = 8000
 """Largest state counted exactly: the echelon basis of D² residues, twice, stays below 2 GB."""
@@ -132,7 +135,7 @@ class LawSearch:
 def find_laws(
     widths_or_module: Sequence[int] | torch.nn.Module,
     *,
-    rule: Rule | str,
+    rule: Rule | DirectRule | str,
     activation: str | None = None,
     bias: bool = False,
     degree: int = 2,
@@ -183,6 +186,7 @@ def find_laws(
         raise SettingError(f"find_laws: geometry must be one of {', '.join(GEOMETRIES)}; got {geometry!r}")
     if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
         raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
+    _refuse_what_would_be_ignored(rule, B, geometry)
     generic = isinstance(B, str)
     exact = exact_feedback(arch, family, B, seed)
     system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry)
@@ -208,6 +212,14 @@ def find_laws(
         len(laws), bound, certified, tuple(law for law, _ in laws), arch, family.name, system.dimension, tuple(ranks),
         local, time.perf_counter() - started, interrupted,
     )  # fmt: skip
+
+
+def _refuse_what_would_be_ignored(rule: Rule | DirectRule | str, B: str | Sequence[Any], geometry: str) -> None:
+    """Options of a rule object that the count would not see."""
+    if isinstance(rule, FeedbackAlignment) and rule.B is not None and isinstance(B, str):
+        raise SettingError("find_laws: the rule brings its own B; pass B=[B_2, …, B_L] to find_laws to count for it")
+    if isinstance(rule, KolenPollack) and rule.decay and geometry == "plain":
+        raise SettingError("find_laws: KolenPollack with decay has time-dependent laws; pass geometry='decay'")
 
 
 _Found = list[tuple[FoundLaw, Candidate]]
