@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from lawful.attachment.base import Attachment
-from lawful.attachment.direct_graph import Lesson, Segment, lessons
+from lawful.attachment.direct_graph import Lesson, Segment, audit
 from lawful.attachment.direct_kernel import Tap, inject
 from lawful.attachment.direct_taps import find_output, find_taps, is_affine
 from lawful.errors import AttachmentError, CoverageError, SettingError
@@ -67,7 +67,7 @@ class DirectAttachment(Attachment):
         self.rules = dict.fromkeys(self.taps, rule)
         self.coverage = {name: "known after the first forward pass" for name, _ in model.named_parameters()}
         self._keys: dict[str, tuple[str, ...]] = {}
-        self._lessons: Mapping[str, Lesson] | None = None
+        self._audited = False
         self._pass: _Pass | None = None
         self._handles: list[Any] = [model.register_forward_pre_hook(_Open(self), prepend=True)]
         for tap in self.taps:
@@ -159,7 +159,7 @@ class DirectAttachment(Attachment):
                 "forward-mode differentiation (jvp, jacfwd) does not pass the taps of a direct rule: "
                 "call attachment.remove() for it"
             )
-        if torch.compiler.is_compiling() and self._lessons is None:
+        if torch.compiler.is_compiling() and not self._audited:
             raise AttachmentError(
                 "the feedback of a direct rule is drawn in the first forward pass: run the model once before compiling"
             )
@@ -186,7 +186,7 @@ class DirectAttachment(Attachment):
         if tensor.requires_grad:
             self._pass.taps.append(key)
             self._pass.outputs.append(tensor)
-        if self._lessons is None:
+        if not self._audited:
             self._pass.segments.append(Segment(key, tensor, inputs))
         return detached
 
@@ -200,7 +200,7 @@ class DirectAttachment(Attachment):
                 "module that does"
             )
         taken, self._pass = self._pass, _Pass(calls=self._pass.calls)
-        if not torch._C._are_functorch_transforms_active() and self._lessons is None:
+        if not torch._C._are_functorch_transforms_active() and not self._audited:
             self._audit([*taken.segments, Segment(self.output, logits)])
         if not taken.taps:
             return logits
@@ -255,17 +255,17 @@ class DirectAttachment(Attachment):
 
     def _audit(self, segments: list[Segment]) -> None:
         """Read the first graph once: who teaches each parameter, and which errors leak around a tap."""
-        found = lessons(self.model, segments)
+        found = audit(self.model, segments)
         for name, parameter in self.model.named_parameters():
-            self.coverage[name] = self._sentence(parameter, found[name])
-        leaks = {name: lesson.leaks for name, lesson in found.items() if lesson.leaks}
-        if leaks and self.strict:
-            around = dict.fromkeys(tap for taps in leaks.values() for tap in taps)
+            self.coverage[name] = self._sentence(parameter, found.lessons[name])
+        if found.leaks and self.strict:
+            reached = [name for name, lesson in found.lessons.items() if lesson.leaks]
             raise CoverageError(
-                f"backpropagated errors leak around tapped {', '.join(around)} (a residual path, say) to "
-                f"{', '.join(leaks)}. Tap the module whose output includes that path, or attach with strict=False"
+                f"backpropagated errors leak around tapped {', '.join(found.leaks)} (a residual path, say) to "
+                f"{', '.join(reached) or 'parameters before it'}. Tap the module whose output includes that path, or "
+                "attach with strict=False"
             )
-        self._lessons = found
+        self._audited = True
 
     def _sentence(self, parameter: nn.Parameter, lesson: Lesson) -> str:
         if lesson.leaks:
@@ -273,7 +273,7 @@ class DirectAttachment(Attachment):
         if not parameter.requires_grad:
             return "frozen: requires no gradient"
         if not lesson.teachers:
-            return "took no part in the first forward pass: no error reaches it"
+            return "no leaf of the first forward pass's graph: it took no part, or stands for a shard or copy that did"
         taught = ["the output error" if t == self.output else f"the signal at {t}" for t in lesson.teachers]
         return f"taught by {' and '.join(taught)} ({self.rule!r})"
 

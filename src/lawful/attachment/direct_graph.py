@@ -33,8 +33,21 @@ class Lesson:
     leaks: tuple[str, ...]
 
 
-def lessons(model: nn.Module, segments: Sequence[Segment]) -> Mapping[str, Lesson]:
-    """Dotted parameter name -> its lesson.
+@dataclass(frozen=True)
+class Audit:
+    """What one graph says.
+
+    Args:
+        lessons: dotted parameter name -> its lesson; empty lessons for parameters that are not leaves of the graph.
+        leaks: taps that errors leak around to some parameter, whether or not it has a name (a sharded one has none).
+    """
+
+    lessons: Mapping[str, Lesson]
+    leaks: tuple[str, ...]
+
+
+def audit(model: nn.Module, segments: Sequence[Segment]) -> Audit:
+    """Who teaches each parameter, and which taps leak.
 
     A path around the block of segment i is seen as follows: the block's output is detached, so a later root whose
     graph still contains an operation that feeds the block's input must reach it another way, a residual connection
@@ -43,6 +56,7 @@ def lessons(model: nn.Module, segments: Sequence[Segment]) -> Mapping[str, Lesso
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     teachers: dict[str, list[str]] = {name: [] for name in names.values()}
     leaks: dict[str, list[str]] = {name: [] for name in names.values()}
+    leaking: list[str] = []
     feeding = [_ancestors(_starts(segment.inputs)) for segment in segments]
     for j, segment in enumerate(segments):
         reached = _ancestors(_starts([segment.root]))
@@ -50,9 +64,13 @@ def lessons(model: nn.Module, segments: Sequence[Segment]) -> Mapping[str, Lesso
             teachers[name].append(segment.name)
         for i in range(j):
             around = {node for node in reached & feeding[i] if not hasattr(node, "variable")}
-            for name in _parameters(_ancestors(around), names):
+            behind = _ancestors(around)
+            for name in _parameters(behind, names):
                 leaks[name].append(segments[i].name)
-    return {name: Lesson(_unique(teachers[name]), _unique(leaks[name])) for name in teachers}
+            if any(isinstance(getattr(node, "variable", None), nn.Parameter) for node in behind):
+                leaking.append(segments[i].name)
+    lessons = {name: Lesson(_unique(teachers[name]), _unique(leaks[name])) for name in teachers}
+    return Audit(lessons, _unique(leaking))
 
 
 def _starts(tensors: Iterable[torch.Tensor]) -> set[Any]:

@@ -41,6 +41,14 @@ def test_a_residual_path_is_named():
     assert not any("NOT COVERED" in sentence for sentence in attachment.coverage.values())
 
 
+def test_a_path_is_seen_also_where_parameters_are_given_from_outside():
+    model = Residual()
+    lawful.attach(model, lawful.DirectFeedbackAlignment(taps=["mlp"]))
+    given = {name: nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
+    with pytest.raises(CoverageError, match="leak around tapped mlp"):
+        torch.func.functional_call(model, given, (torch.randn(2, 3),))
+
+
 def test_every_gradient_comes_from_its_teacher_alone():
     """What the audit says is what happens: a zero D silences exactly the parameters that it names."""
     model = Residual()
