@@ -194,9 +194,10 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
     return kernel
 
 
-def cast_for_autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def cast_for_autocast(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors as autocast would hand them to an affine op, cast where autograd can see it."""
-    device = next(t for t in tensors if t is not None).device.type
+    tensors = (x, *others)
+    device = x.device.type
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
