@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "reproduce": "lawful.cli.reproduce",
     "find": "lawful.cli.find",
     "train": "lawful.cli.train",
+    "audit": "lawful.cli.audit",
     "check": "lawful.cli.check",
 }
 """Verb -> the module whose function of that name is the command."""

@@ -79,7 +79,7 @@ def _made(text: str) -> tuple[nn.Module, Any, Mapping[str, torch.Tensor] | None]
         made = getattr(importlib.import_module(module), name)()
     except (ModuleNotFoundError, AttributeError) as error:
         raise SettingError(f"{text!r}: {error}") from error
-    parts = made if isinstance(made, tuple) else (made,)
+    parts: list[Any] = list(made) if isinstance(made, tuple) else [made]
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
         got = ", ".join(type(part).__name__ for part in parts)
         raise SettingError(

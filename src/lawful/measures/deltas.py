@@ -53,7 +53,7 @@ def agreement(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) -> Ag
     attachment_of(true).remove()
     (delta, g), (delta_bp, g_bp) = (_signals(net, loss) for net in (fed, true))
     return Agreement(
-        {name: cosine(delta[name], delta_bp[name]) for name in delta if name in delta_bp},
+        {n: cosine(delta[n], delta_bp[n]) for n, _ in model.named_modules() if n in delta and n in delta_bp},
         {name: cosine(g[name], g_bp[name]) for name in g if name in g_bp},
     )
 

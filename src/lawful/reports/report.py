@@ -19,8 +19,13 @@ REPORT_FILE = "report.html"
 FIGURES_DIR = "figures"
 
 
-def write_report(run: Run) -> Path:
-    """Draws every figure as PNG and SVG into ``figures/`` and writes ``report.html``; returns its path."""
+def write_report(run: Run, *, command: str | None = None) -> Path:
+    """Draws every figure as PNG and SVG into ``figures/`` and writes ``report.html``; returns its path.
+
+    Args:
+        run: A finished run.
+        command: The shell line that gives it again, where that is not ``lawful reproduce``.
+    """
     drawings = _draw_all(run.sections, run.root / FIGURES_DIR)
     kinds = setting_types(run.paper.settings)
     environment = json.loads((run.root / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
@@ -30,7 +35,7 @@ def write_report(run: Run) -> Path:
         sections=run.sections,
         drawings=drawings,
         settings=[(key, type_name(kind), show_value(getattr(run.spec.settings, key))) for key, kind in kinds.items()],
-        command=rerun_command(run),
+        command=command or rerun_command(run),
         environment=environment,
     )
     path = run.root / REPORT_FILE
