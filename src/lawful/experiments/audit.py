@@ -106,7 +106,8 @@ def _measured(found: Audit) -> str:
         total = sum(float(budget[-1]) for budget in site.budget.values()) or 1.0
         shares = sorted(((float(b[-1]) / total, cause) for cause, b in site.budget.items()), reverse=True)
         why = ", ".join(f"{cause} {100 * share:.0f} %" for share, cause in shares if share >= 0.005)
-        parts.append(f"{site.name} ({site.kind}): {when}, moved by {100 * site.moved[-1]:.2g} %; {why}.")
+        told = f"{when}, moved by {100 * site.moved[-1]:.3g} %; {why}"
+        parts.append(f"{_label(site)}: {'kept to rounding' if site.moved[-1] < BOOKS else told}.")
     if len(ordered) > _MAX_ROWS:
         parts.append(f"{len(ordered) - _MAX_ROWS} more laws moved less.")
     for guarantee in found.guarantees:
@@ -152,9 +153,14 @@ def _figures(found: Audit, settings: Settings) -> list[Figure]:
     return figures
 
 
+def _label(site: Site) -> str:
+    """A layer has two shift laws, which only the formula tells apart."""
+    return site.formula if site.kind == "shift" else f"{site.name} ({site.kind})"
+
+
 def _short(site: Site) -> str:
-    name = site.name if len(site.name) <= 28 else f"{site.name[:12]}…{site.name[-12:]}"
-    return f"{name} ({site.kind})"
+    label = _label(site)
+    return label if len(label) <= 34 else f"{label[:15]}…{label[-17:]}"
 
 
 def _stacked(x: Floats, budget: Mapping[str, Floats]) -> list[Line]:
