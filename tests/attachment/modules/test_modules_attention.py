@@ -44,7 +44,7 @@ def test_multihead_attention(options, need_weights, batched):
 
 
 @pytest.mark.parametrize("shared", ["self", "key is value", "apart"])
-@pytest.mark.parametrize("masks", ["none", "causal", "padding", "both", "per head"])
+@pytest.mark.parametrize("masks", ["none", "causal", "padding", "both", "causal, padding", "per head"])
 @pytest.mark.parametrize("need_weights", [True, False], ids=["weights", "no weights"])
 def test_masks_and_shared_inputs(shared, masks, need_weights):
     torch.manual_seed(0)
@@ -58,6 +58,7 @@ def test_masks_and_shared_inputs(shared, masks, need_weights):
         "causal": {"attn_mask": causal, "is_causal": True},
         "padding": {"key_padding_mask": padding},
         "both": {"attn_mask": causal, "key_padding_mask": padding, "average_attn_weights": False},
+        "causal, padding": {"attn_mask": causal, "is_causal": True, "key_padding_mask": padding},
         "per head": {"attn_mask": data(6, 4, 4)},
     }[masks]
     check_against_oracle(model, *inputs, need_weights=need_weights, **options)
