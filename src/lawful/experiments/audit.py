@@ -137,7 +137,7 @@ def _figures(found: Audit, settings: Settings) -> list[Figure]:
             lines.append(Line("predicted from decay and finite steps", steps, form, style="--"))
         lines.append(Line("at the start", steps, np.full_like(steps, site.q[0]), style=":"))
         laws.append(Panel(_short(site), "step", "Σ q", lines))
-    budgets = [Panel(_short(site), "step", "Σ |part of q − q(0)|", _stacked(steps, site.budget)) for site in most]
+    budgets = [_budget(site, steps) for site in most]
     figures = [
         Figure("audit-laws", "The laws over time", "The laws that moved most, summed over channels.", laws),
         Figure(
@@ -161,6 +161,13 @@ def _label(site: Site) -> str:
 def _short(site: Site) -> str:
     label = _label(site)
     return label if len(label) <= 34 else f"{label[:15]}…{label[-17:]}"
+
+
+def _budget(site: Site, steps: Floats) -> Panel:
+    layers = _stacked(steps, site.budget)
+    # one line alone gets no legend
+    note = f"all of it {layers[0].label}" if len(layers) == 1 else ""
+    return Panel(_short(site), "step", "Σ |part of q − q(0)|", layers, note=note)
 
 
 def _stacked(x: Floats, budget: Mapping[str, Floats]) -> list[Line]:
