@@ -224,15 +224,15 @@ def _claims(settings: Settings, reached: dict[str, list[Outcome]], agreement: fl
             negligible(
                 "lemma.counterexample.hypothesis",
                 "Lemma A.1",
-                "Counterexample: w(0) lies in the span of X^T (distance from it, relative) ...",
+                "Counterexample, its hypothesis: w(0) lies in the span of X^T (relative distance from it).",
                 max(o.start for o in group),
                 1e-12,
             ),
             Claim.at_least(
                 "lemma.counterexample.distance",
                 "Lemma A.1",
-                "... and yet the limit is not the minimum-norm solution (smallest relative distance over seeds): the "
-                "hypothesis must be on the rows of W_1(0), not on w(0).",
+                "Counterexample, its limit: the minimum-norm solution is not reached though w(0) lies in span(X^T) "
+                "(smallest relative distance over seeds); the hypothesis must be on the rows of W_1(0).",
                 min(o.distance for o in group),
                 THREE_DIGITS,
                 corrects=True,
