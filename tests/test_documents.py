@@ -21,7 +21,8 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_examples_of_the_page_run(page):
-    assert doctest.testfile(str(page), module_relative=False, encoding="utf-8", optionflags=doctest.ELLIPSIS).failed == 0
+    result = doctest.testfile(str(page), module_relative=False, encoding="utf-8", optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
 
 
 def test_readme_has_an_example():

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from lawful.conservation.base import Law as Law
     from lawful.conservation.base import LawSet as LawSet
     from lawful.conservation.derive import laws_of as laws_of
-    from lawful.ledger.ledger import Ledger as Ledger
     from lawful.finder.search import FoundLaw as FoundLaw
     from lawful.finder.search import LawSearch as LawSearch
     from lawful.finder.search import find_laws as find_laws
+    from lawful.ledger.ledger import Ledger as Ledger
     from lawful.rules.backprop import Backprop as Backprop
     from lawful.rules.base import Rule as Rule
     from lawful.rules.batchwise_magnitude_sign_symmetry import (

@@ -6,6 +6,7 @@ they stay out of ``state_dict``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -28,9 +29,13 @@ def buffer_name(weight: str, key: str) -> str:
     return f"lawful_{weight}_{key}"
 
 
+# torch 2.6 cannot tell an export from a compilation; there the exported program keeps the feedback kernels.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def sends_no_error() -> bool:
     """Whether no backward pass can follow (no grad mode, or an export): then torch's own forward pass will do."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return True
     return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
 

@@ -85,8 +85,8 @@ def _made(text: str) -> tuple[nn.Module, Any, Mapping[str, torch.Tensor] | None]
         raise SettingError(
             f"{text!r}: expected a model, (model, inputs) or (model, inputs, feedback) from {name}(); got ({got})"
         )
-    args = parts[1] if len(parts) > 1 else ()
-    return parts[0], args, parts[2] if len(parts) > 2 else None
+    model, args, feedback = [*parts, (), None][:3] if len(parts) == 1 else [*parts, None][:3]
+    return model, args, feedback
 
 
 def _random_input(text: str) -> torch.Tensor:
