@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from lawful.experiments.records import STYLE, Figure, Line, Panel
 from lawful.reports.style import SETTINGS, color
@@ -71,6 +72,7 @@ def _draw_panel(axes: Axes, panel: Panel, *, with_notes: bool) -> None:
         )
     _draw_legend(axes, panel)
     _breathe(axes, panel)
+    _count(axes, panel)
 
 
 def _draw_line(axes: Axes, line: Line, shade: str) -> None:
@@ -124,3 +126,10 @@ def _breathe(axes: Axes, panel: Panel) -> None:
     middle, spread = float(np.median(values)), float(np.ptp(values))
     if middle != 0 and spread < CONSTANT * abs(middle):
         axes.set_ylim(middle - 0.01 * abs(middle), middle + 0.01 * abs(middle))
+
+
+def _count(axes: Axes, panel: Panel) -> None:
+    """Epochs, layers and numbered cases have no halves: their ticks are whole numbers."""
+    x = np.concatenate([np.ravel(np.asarray(line.x, dtype=float)) for line in panel.lines])
+    if panel.xscale == "linear" and x.size and np.all(x == np.round(x)):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
