@@ -1,6 +1,11 @@
-"""Make the shared grid importable from every test folder."""
+"""Make the shared grid importable from every test folder, and interruptions possible."""
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A shell starts background jobs, and so perhaps the tests, deaf to Ctrl-C; the programs that tests interrupt inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
