@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from lawful.flows.span import Motion, Span
 from lawful.rules.feedback_alignment import FeedbackAlignment
 
 
-class _Reduced:
+class _Reduced(abc.ABC):
     """What flow and descent share: data, the span, and the lift to the full network."""
 
     def __init__(
@@ -41,11 +42,13 @@ class _Reduced:
         self._skew = np.tril_indices(self.m, -1)
         self.theta0 = np.zeros(self._size())
 
+    @abc.abstractmethod
     def _size(self) -> int:
-        raise NotImplementedError
+        """How many coordinates the reduced state has."""
 
+    @abc.abstractmethod
     def _locate(self, theta: Floats) -> Motion:
-        raise NotImplementedError
+        """Where the reduced state is, in the letters of theory: V_i, s and the small matrices."""
 
     def _split(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
         end = self.n0 * self.m
