@@ -228,3 +228,54 @@ def test_copies_carry_their_own_attachment():
     assert twin[0].weight.grad.abs().max() == 0 and model[0].weight.grad.abs().max() > 0
     theirs.remove()
     assert lawful.attachment_of(model) is attachment
+
+
+class Counted(lawful.KolenPollack):
+    """B = W + C, counting how often it is made."""
+
+    made = 0
+
+    def feedback(self, weight, state):
+        Counted.made += 1
+        return super().feedback(weight, state)
+
+
+def test_B_is_made_in_the_backward_pass_and_only_where_an_error_is_sent():
+    """So a B that depends on W costs memory for one layer at a time."""
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    lawful.attach(model, Counted())
+    Counted.made = 0
+    out = model(torch.ones(2, 4))
+    assert Counted.made == 0
+    out.sum().backward()
+    assert Counted.made == 2
+
+
+def test_a_weight_changed_between_the_passes_is_noticed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    lawful.attach(model, lawful.UniformSignSymmetry())
+    out = model(torch.ones(2, 4))
+    with torch.no_grad():
+        model[1].weight.mul_(-1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_one_set_of_weights_under_many_magnitudes():
+    """vmap over the rule's state alone: an ensemble that shares its weights."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    attachment = lawful.attach(model, lawful.FixedMagnitudeSignSymmetry())
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    states = {name: torch.rand(5, *b.shape, dtype=torch.float64) for name, b in model.named_buffers()}
+    x = torch.randn(6, 3, dtype=torch.float64)
+
+    def loss(parameters, state):
+        return torch.func.functional_call(model, (parameters, state), (x,)).square().sum()
+
+    stacked = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, states)
+    for i in range(5):
+        attachment.state("2.weight")["M"].copy_(states["2.lawful_weight_M"][i])
+        model.zero_grad()
+        loss(dict(model.named_parameters()), dict(model.named_buffers())).backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(stacked[name][i], p.grad, rtol=1e-12, atol=1e-12)

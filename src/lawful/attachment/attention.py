@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lawful.attachment import kernels
+from lawful.attachment.kernel import Operand
 from lawful.attachment.leaf import FeedbackLeaf, sends_no_error
 
 Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -77,17 +78,16 @@ class AttentionLeaf(FeedbackLeaf):
         size = query.size(-1)
         parts = [size, 2 * size] if key is value else [size, size, size]
         inputs = (query, key) if key is value else (query, key, value)
-        W, B, transport = self.operand("in_proj_weight")
+        whole = self.operand("in_proj_weight")
         biases = [None] * len(parts) if bias is None else bias.split(parts)
         projected = [
-            kernels.linear(x, w, b, feedback, transport)
-            for x, w, b, feedback in zip(inputs, W.split(parts), biases, B.split(parts), strict=True)
+            kernels.linear(x, Operand(W, (B,), transport=whole.transport), b)
+            for x, W, b, B in zip(inputs, whole.weight.split(parts), biases, whole.B.split(parts), strict=True)
         ]
         return (projected[0], *_unpack(projected[1], 2)) if key is value else tuple(projected)  # pyright: ignore[reportReturnType]
 
     def _linear(self, x: torch.Tensor, name: str, bias: torch.Tensor | None) -> torch.Tensor:
-        W, B, transport = self.operand(name)
-        return kernels.linear(x, W, bias, B, transport)
+        return kernels.linear(x, self.operand(name), bias)
 
 
 def _unpack(projected: torch.Tensor, parts: int) -> Any:

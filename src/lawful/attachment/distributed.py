@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from lawful.attachment.coverage import Site
-from lawful.attachment.leaf import FeedbackLeaf, buffer_name
+from lawful.attachment.leaf import FeedbackLeaf
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
 _BEFORE = "_lawful_ddp_before"
@@ -20,10 +20,10 @@ _BEFORE = "_lawful_ddp_before"
 def keep_from_ddp(model: nn.Module, sites: Iterable[Site]) -> None:
     """Have DistributedDataParallel leave the states of these sites alone."""
     names = [
-        f"{site.prefix}." * bool(site.prefix) + buffer_name(site.weight, key)
+        f"{site.prefix}." * bool(site.prefix) + buffer
         for site in sites
         if isinstance(site.module, FeedbackLeaf)
-        for key in site.module.lawful_keys[site.weight]
+        for buffer in site.module.lawful_buffers[site.weight].values()
     ]
     before = model.__dict__.get(_IGNORED)
     model.__dict__[_BEFORE] = before

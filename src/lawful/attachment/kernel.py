@@ -1,14 +1,15 @@
 """One autograd Function per affine operation and per tracer, from a forward pass and its gradients stated once.
 
-Eager code takes the combined ``forward(ctx, …)``, the cheapest call; ``torch.compile`` needs ``setup_context`` and no
-jvp; ``torch.func`` needs ``setup_context``, a generated vmap rule, and a jvp, which uses the true W because forward
-mode sends no error back.
+Eager code takes the combined ``forward(ctx, …)``, the cheapest call, and makes B in the backward pass.
+``torch.compile`` needs ``setup_context`` and no jvp; ``torch.func`` needs ``setup_context``, a generated vmap rule, and
+a jvp, which uses the true W because forward mode sends no error back. For these two B is made in the forward pass; what
+of it is kept is for the compiler to decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd import Function
@@ -19,6 +20,29 @@ Transport = Callable[..., torch.Tensor]
 """``Rule.transport`` when a rule overrides it; None stands for the plain adjoint."""
 
 Gradients = tuple[torch.Tensor | None, ...]
+
+
+def given(weight: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """How B is made where it is there already."""
+    return B
+
+
+class Operand(NamedTuple):
+    """One weight as kernels read it: W, how B = make(W, *sources) is made of it, and the rule's own transport if any.
+
+    A B that depends on W is as large as W. Made in the backward pass, and only where an error is sent, it lives for one
+    product instead of from the forward pass on.
+    """
+
+    weight: torch.Tensor
+    sources: tuple[torch.Tensor, ...]
+    make: Callable[..., torch.Tensor] = given
+    transport: Transport | None = None
+
+    @property
+    def B(self) -> torch.Tensor:
+        """B, made now; no gradient flows into it."""
+        return self.make(self.weight.detach(), *self.sources)
 
 
 class Forward(Protocol):
@@ -53,13 +77,7 @@ class Kernel(Protocol):
     """An affine operation with feedback: bitwise its forward pass, errors through B."""
 
     def __call__(
-        self,
-        options: Any,
-        transport: Transport | None,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        B: torch.Tensor,
-        *inputs: torch.Tensor,
+        self, options: Any, operand: Operand, bias: torch.Tensor | None, *inputs: torch.Tensor
     ) -> torch.Tensor:
         """Call the operation."""
         ...
@@ -121,24 +139,26 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
         ctx.save_for_backward(weight, B, *rest)
         ctx.save_for_forward(weight, B, *rest)
 
-    def guarded(ctx: Any, *deltas: Any) -> Any:
-        options, transport, needs = ctx.options, ctx.transport, ctx.needs_input_grad
-        needs = (needs[2], needs[3], *needs[5:])
-
-        def compute(delta: torch.Tensor, weight: torch.Tensor, B: torch.Tensor, *inputs: torch.Tensor) -> Gradients:
-            return gradients(delta, weight, B, inputs, options, transport, needs)
-
-        weight_g, bias_g, *errors = final(compute, *deltas, *ctx.saved_tensors)
-        return None, None, weight_g, bias_g, None, *errors
-
     class Eager(Function):
         @staticmethod
-        def forward(ctx: Any, options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
-            ctx.save_for_backward(weight, B, *inputs)
-            ctx.options, ctx.transport = options, transport
-            return forward(weight, bias, inputs, options)
+        def forward(ctx: Any, call: Any, weight: Any, bias: Any, *tensors: Any) -> Any:
+            ctx.save_for_backward(weight, *tensors)  # what B is made of, then the inputs
+            ctx.call = call
+            options, _, _, count = call
+            return forward(weight, bias, tensors[count:], options)
 
-        backward = staticmethod(guarded)
+        @staticmethod
+        def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            options, make, transport, count = ctx.call
+            _, weight_n, bias_n, *needed = ctx.needs_input_grad
+            needs = (weight_n, bias_n, *needed[count:])
+
+            def compute(delta: torch.Tensor, weight: torch.Tensor, *tensors: torch.Tensor) -> Gradients:
+                B = make(weight, *tensors[:count]) if True in needs[2:] else weight
+                return gradients(delta, weight, B, tensors[count:], options, transport, needs)
+
+            weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
+            return None, weight_g, bias_g, *(None,) * count, *errors
 
     class Compiled(Function):
         @staticmethod
@@ -167,7 +187,17 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
             return forward(weight, bias, inputs, options)
 
         setup_context = staticmethod(setup)
-        backward = staticmethod(guarded)
+
+        @staticmethod
+        def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            options, transport, needs = ctx.options, ctx.transport, ctx.needs_input_grad
+            needs = (needs[2], needs[3], *needs[5:])
+
+            def compute(delta: torch.Tensor, weight: torch.Tensor, B: torch.Tensor, *inputs: torch.Tensor) -> Gradients:
+                return gradients(delta, weight, B, inputs, options, transport, needs)
+
+            weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
+            return None, None, weight_g, bias_g, None, *errors
 
         @staticmethod
         def jvp(ctx: Any, _o: Any, _t: Any, weight_t: Any, bias_t: Any, _B: Any, *inputs_t: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -177,28 +207,20 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
     for function in (Eager, Compiled, Transformed):
         function.__name__ = function.__qualname__ = f"{name}{function.__name__}"
 
-    def kernel(
-        options: Any,
-        transport: Transport | None,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        B: torch.Tensor,
-        *inputs: torch.Tensor,
-    ) -> Any:
+    def kernel(options: Any, operand: Operand, bias: torch.Tensor | None, *inputs: torch.Tensor) -> Any:
+        weight, sources, make, transport = operand
         if torch.compiler.is_compiling():
-            return Compiled.apply(options, transport, weight, bias, B, *inputs)
+            return Compiled.apply(options, transport, weight, bias, operand.B, *inputs)
         if torch._C._are_functorch_transforms_active():
-            return Transformed.apply(options, transport, weight, bias, B, *inputs)
-        return Eager.apply(options, transport, weight, bias, B, *inputs)
+            return Transformed.apply(options, transport, weight, bias, operand.B, *inputs)
+        return Eager.apply((options, make, transport, len(sources)), weight, bias, *sources, *inputs)
 
     return kernel
 
 
-def cast_for_autocast(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """The tensors as autocast would hand them to an affine op, cast where autograd can see it."""
-    tensors = (x, *others)
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+def cast_for_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as autocast would hand it to an affine op, cast where autograd can see it."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))

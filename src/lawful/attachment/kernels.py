@@ -8,7 +8,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lawful.attachment.kernel import Gradients, Transport, cast_for_autocast, feedback_kernel
+from lawful.attachment.kernel import Gradients, Kernel, Operand, Transport, cast_for_autocast, feedback_kernel
+
+
+def _called(kernel: Kernel, options: Any, operand: Operand, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """The kernel, on tensors as autocast would hand them to the operation."""
+    if torch.is_autocast_enabled(x.device.type):
+        weight, B = cast_for_autocast(operand.weight), cast_for_autocast(operand.B)
+        bias = None if bias is None else cast_for_autocast(bias)
+        return kernel(options, Operand(weight, (B,), transport=operand.transport), bias, cast_for_autocast(x))
+    return kernel(options, operand, bias, x)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(…, channels) as a matrix."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _linear_forward(
@@ -26,29 +40,22 @@ def _linear_gradients(
     transport: Transport | None,
     needs: tuple[bool, ...],
 ) -> Gradients:
-    x, flat = inputs[0], delta.reshape(-1, delta.shape[-1])
+    x, flat = _rows(inputs[0]), _rows(delta)
     error = None
     if needs[2]:
         error = delta @ B if transport is None else transport(delta, B)
-    return flat.t() @ x.reshape(-1, x.shape[-1]) if needs[0] else None, flat.sum(0) if needs[1] else None, error
+    return flat.t() @ x if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 
 _linear = feedback_kernel("FeedbackLinear", _linear_forward, _linear_gradients)
 
 
-def linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    B: torch.Tensor,
-    transport: Transport | None = None,
-) -> torch.Tensor:
+def linear(x: torch.Tensor, operand: Operand, bias: torch.Tensor | None) -> torch.Tensor:
     """``x @ weight.T + bias``, bitwise ``F.linear``; its input receives δB (or ``transport(δ, B)``).
 
-    Shapes: x (…, in), weight and B (out, in), bias (out,) or None; the result is (…, out).
+    Shapes: x (…, in), W and B (out, in), bias (out,) or None; the result is (…, out).
     """
-    x, weight, bias, B = cast_for_autocast(x, weight, bias, B)  # pyright: ignore[reportAssignmentType]
-    return _linear((), transport, weight, bias, B, x)
+    return _called(_linear, (), operand, bias, x)
 
 
 def _addmm_forward(
@@ -73,29 +80,22 @@ def _addmm_gradients(
     transport: Transport | None,
     needs: tuple[bool, ...],
 ) -> Gradients:
-    x, flat = inputs[0], delta.reshape(-1, delta.shape[-1])
+    x, flat = _rows(inputs[0]), _rows(delta)
     error = None
     if needs[2]:
         error = delta @ B.t() if transport is None else transport(delta, B, _transposed_adjoint)
-    return x.reshape(-1, x.shape[-1]).t() @ flat if needs[0] else None, flat.sum(0) if needs[1] else None, error
+    return x.t() @ flat if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 
 _addmm = feedback_kernel("FeedbackTransposedLinear", _addmm_forward, _addmm_gradients)
 
 
-def transposed_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    B: torch.Tensor,
-    transport: Transport | None = None,
-) -> torch.Tensor:
+def transposed_linear(x: torch.Tensor, operand: Operand, bias: torch.Tensor | None) -> torch.Tensor:
     """``x @ weight + bias``, bitwise ``torch.addmm`` on flattened inputs; its input receives δBᵀ.
 
-    Shapes: x (…, in), weight and B (in, out), bias (out,); the result is (…, out). Hugging Face's Conv1D.
+    Shapes: x (…, in), W and B (in, out), bias (out,); the result is (…, out). Hugging Face's Conv1D.
     """
-    x, weight, bias, B = cast_for_autocast(x, weight, bias, B)  # pyright: ignore[reportAssignmentType]
-    return _addmm((), transport, weight, bias, B, x)
+    return _called(_addmm, (), operand, bias, x)
 
 
 class ConvOptions(NamedTuple):
@@ -144,17 +144,9 @@ def _conv_gradients(
 _conv = feedback_kernel("FeedbackConvolution", _conv_forward, _conv_gradients)
 
 
-def convolution(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    B: torch.Tensor,
-    options: ConvOptions,
-    transport: Transport | None = None,
-) -> torch.Tensor:
+def convolution(x: torch.Tensor, operand: Operand, bias: torch.Tensor | None, options: ConvOptions) -> torch.Tensor:
     """``torch.convolution``, bitwise; its input receives the adjoint convolution of δ with B.
 
-    Shapes: x (n, in, …), weight and B (out, in/groups, …) or, transposed, (in, out/groups, …), bias (out,) or None.
+    Shapes: x (n, in, …), W and B (out, in/groups, …) or, transposed, (in, out/groups, …), bias (out,) or None.
     """
-    x, weight, bias, B = cast_for_autocast(x, weight, bias, B)  # pyright: ignore[reportAssignmentType]
-    return _conv(options, transport, weight, bias, B, x)
+    return _called(_conv, options, operand, bias, x)

@@ -6,22 +6,15 @@ they stay out of ``state_dict``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from lawful.attachment.kernel import Transport
+from lawful.attachment.kernel import Operand
 from lawful.rules.base import Rule
-
-
-class Operand(NamedTuple):
-    """What a kernel reads of one weight: W, B, and the rule's own transport if it has one."""
-
-    weight: torch.Tensor
-    B: torch.Tensor
-    transport: Transport | None
 
 
 def buffer_name(weight: str, key: str) -> str:
@@ -46,22 +39,33 @@ class FeedbackLeaf(nn.Module):
     lawful_base: ClassVar[type[nn.Module]]
     lawful_leaf: ClassVar[type[FeedbackLeaf]]
     lawful_rules: dict[str, Rule]
-    lawful_keys: dict[str, tuple[str, ...]]
+    lawful_buffers: dict[str, dict[str, str]]
+    """Weight -> key of its rule's state -> the buffer that holds it."""
 
     def rule_state(self, weight: str) -> dict[str, torch.Tensor]:
         """The live state of the rule for the parameter ``weight``."""
-        return {key: getattr(self, buffer_name(weight, key)) for key in self.lawful_keys[weight]}
+        return {key: getattr(self, buffer) for key, buffer in self.lawful_buffers[weight].items()}
 
     def operand(self, name: str) -> Operand:
-        """W, B and transport of the weight ``name`` as they are now; no gradient flows into B."""
+        """The weight ``name`` and what its B is made of, as they are now."""
         weight = getattr(self, name)  # read once: a parametrization may compute it anew at every access
-        rule = self.lawful_rules[name]
-        B = rule.feedback(weight.detach(), self.rule_state(name))
-        return Operand(weight, B, None if type(rule).transport is Rule.transport else rule.transport)
+        rule, buffers = self.lawful_rules[name], self.lawful_buffers[name]
+        transport = None if type(rule).transport is Rule.transport else rule.transport
+        sources = tuple([getattr(self, buffer) for buffer in buffers.values()])
+        return Operand(weight, sources, partial(_feedback, rule, buffers), transport)
+
+    def operand_with_B(self, name: str) -> Operand:
+        """The same with B made now: for weights that are cut to pieces, or used many times in one forward pass."""
+        operand = self.operand(name)
+        return Operand(operand.weight, (operand.B,), transport=operand.transport)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Swapped classes are made at run time, so copies and pickles name what they were made from."""
         return _revive, (self.lawful_leaf, self.lawful_base), self.__getstate__()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _feedback(rule: Rule, keys: Iterable[str], weight: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:
+    return rule.feedback(weight, dict(zip(keys, state, strict=True)))
 
 
 _MADE: dict[tuple[type[FeedbackLeaf], type[nn.Module]], type[FeedbackLeaf]] = {}

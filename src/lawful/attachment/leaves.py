@@ -19,8 +19,7 @@ class LinearLeaf(FeedbackLeaf):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name
         """``F.linear``, bitwise."""
-        weight, B, transport = self.operand("weight")
-        return kernels.linear(input, weight, self.bias, B, transport)
+        return kernels.linear(input, self.operand("weight"), self.bias)
 
 
 class TransposedLinearLeaf(FeedbackLeaf):
@@ -30,8 +29,7 @@ class TransposedLinearLeaf(FeedbackLeaf):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``torch.addmm`` on the flattened input, bitwise."""
-        weight, B, transport = self.operand("weight")
-        return kernels.transposed_linear(x, weight, self.bias, B, transport)
+        return kernels.transposed_linear(x, self.operand("weight"), self.bias)
 
 
 class ConvLeaf(FeedbackLeaf):
@@ -45,7 +43,8 @@ class ConvLeaf(FeedbackLeaf):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Conv2d's own name
         """``F.convNd``, bitwise."""
         conv: Any = self
-        weight, B, transport = self.operand("weight")
+        operand = self.operand("weight")
+        weight = operand.weight
         dims = weight.ndim - 2
         batched = input if input.ndim == weight.ndim else input.unsqueeze(0)
         if conv.padding_mode != "zeros":
@@ -56,7 +55,7 @@ class ConvLeaf(FeedbackLeaf):
         else:
             padding = conv.padding
         options = kernels.ConvOptions(conv.stride, padding, conv.dilation, False, (0,) * dims, conv.groups)
-        out = kernels.convolution(batched, weight, self.bias, B, options, transport)
+        out = kernels.convolution(batched, operand, self.bias, options)
         return out if input.ndim == weight.ndim else out.squeeze(0)
 
 
@@ -76,11 +75,12 @@ class TransposedConvLeaf(FeedbackLeaf):
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:  # noqa: A002
         """``F.conv_transposeNd``, bitwise."""
         conv: Any = self
-        weight, B, transport = self.operand("weight")
+        operand = self.operand("weight")
+        weight = operand.weight
         extra = conv._output_padding(
             input, output_size, conv.stride, conv.padding, conv.kernel_size, weight.ndim - 2, conv.dilation
         )
         batched = input if input.ndim == weight.ndim else input.unsqueeze(0)
         options = kernels.ConvOptions(conv.stride, conv.padding, conv.dilation, True, tuple(extra), conv.groups)
-        out = kernels.convolution(batched, weight, self.bias, B, options, transport)
+        out = kernels.convolution(batched, operand, self.bias, options)
         return out if input.ndim == weight.ndim else out.squeeze(0)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
-from lawful.attachment.kernel import Gradients, Transport, feedback_kernel
-from lawful.attachment.leaf import FeedbackLeaf, Operand, sends_no_error
+from lawful.attachment.kernel import Gradients, Operand, Transport, feedback_kernel
+from lawful.attachment.leaf import FeedbackLeaf, sends_no_error
 from lawful.errors import CoverageError
 
 Function = Callable[..., Any]
@@ -185,7 +185,8 @@ def _feedback(tree: Any) -> Any:
 def _view(func: Function, args: Any, kwargs: Any, pair: Operands) -> Any:
     W = func(*_plain(args), **_plain(kwargs))
     B = func(*_feedback(args), **_feedback(kwargs))
-    wrap = lambda w, b: Operands.of(Operand(w, b, pair.lawful_operand.transport), pair.lawful_name)  # noqa: E731
+    transport = pair.lawful_operand.transport
+    wrap = lambda w, b: Operands.of(Operand(w, (b,), transport=transport), pair.lawful_name)  # noqa: E731
     if isinstance(W, torch.Tensor):
         return wrap(W, B)
     return tuple(wrap(w, b) for w, b in zip(W, B, strict=True))
@@ -201,13 +202,13 @@ def _multiply(func: Function, leaves: list[Any], spec: Any, pair: Operands, bias
             filled[i] = tensor
         return pytree.tree_unflatten(filled, spec)
 
-    weight, B, transport = pair.lawful_operand
-    device = weight.device.type
+    operand = pair.lawful_operand
+    device = operand.weight.device.type
     autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
     position = next(k for k, i in enumerate(places) if leaves[i] is pair)
     inputs = [leaves[i] for i in places if leaves[i] is not pair]
     added = next((k for k, tensor in enumerate(inputs) if tensor is bias), None)
-    return _product(_Call(func, fill, position, added, autocast), transport, weight, None, B, *inputs)
+    return _product(_Call(func, fill, position, added, autocast), operand, None, *inputs)
 
 
 class OperandLeaf(FeedbackLeaf):
@@ -222,7 +223,7 @@ class OperandLeaf(FeedbackLeaf):
         label = self.lawful_base.__name__
         try:
             for name in real:
-                entries[name] = Operands.of(self.operand(name), f"{label}.{name}")
+                entries[name] = Operands.of(self.operand_with_B(name), f"{label}.{name}")
             return super().forward(*args, **kwargs)
         finally:
             entries.update(real)

@@ -49,7 +49,7 @@ _CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU", "RNNCell": "RNN"}
 
 
 def _cast(x: torch.Tensor) -> torch.Tensor:
-    return cast_for_autocast(x)[0]  # pyright: ignore[reportReturnType] - a tensor stays one
+    return cast_for_autocast(x)
 
 
 class CellLeaf(FeedbackLeaf):
@@ -70,8 +70,8 @@ class CellLeaf(FeedbackLeaf):
             given = hx if isinstance(hx, tuple) else (hx,)
             state = tuple(h if input.dim() == 2 else h.unsqueeze(0) for h in given)
         ih, hh = (self.operand(name) for name in ("weight_ih", "weight_hh"))
-        from_input = kernels.linear(batched, ih.weight, cell.bias_ih, ih.B, ih.transport)
-        from_hidden = kernels.linear(state[0], hh.weight, cell.bias_hh, hh.B, hh.transport)
+        from_input = kernels.linear(batched, ih, cell.bias_ih)
+        from_hidden = kernels.linear(state[0], hh, cell.bias_hh)
         new = STEPS[mode](from_input, from_hidden, state)
         new = new if input.dim() == 2 else tuple(h.squeeze(0) for h in new)
         return new if mode == "LSTM" else new[0]
@@ -141,9 +141,9 @@ class RecurrentLeaf(FeedbackLeaf):
         rnn: Any = self
         step = STEPS[rnn.mode]
         b_ih, b_hh = (getattr(rnn, f"bias_{k}_{suffix}") if rnn.bias else None for k in ("ih", "hh"))
-        ih, hh = (self.operand(f"weight_{k}_{suffix}") for k in ("ih", "hh"))
-        hr = self.operand(f"weight_hr_{suffix}") if rnn.proj_size else None
-        from_input = kernels.linear(data, ih.weight, b_ih, ih.B, ih.transport).split(sizes)
+        ih, hh = (self.operand_with_B(f"weight_{k}_{suffix}") for k in ("ih", "hh"))
+        hr = self.operand_with_B(f"weight_hr_{suffix}") if rnn.proj_size else None
+        from_input = kernels.linear(data, ih, b_ih).split(sizes)
         outputs: list[torch.Tensor] = []
         finished: list[State] = []
         state = tuple(h[: sizes[-1] if reverse else sizes[0]] for h in start)
@@ -154,10 +154,10 @@ class RecurrentLeaf(FeedbackLeaf):
                 state = tuple(h[:size] for h in state)
             elif size > now:
                 state = tuple(torch.cat([h, h0[now:size]]) for h, h0 in zip(state, start, strict=True))
-            from_hidden = kernels.linear(state[0], hh.weight, b_hh, hh.B, hh.transport)
+            from_hidden = kernels.linear(state[0], hh, b_hh)
             state = step(from_input[t], from_hidden, state)
             if hr is not None:
-                state = (kernels.linear(state[0], hr.weight, None, hr.B, hr.transport), *state[1:])
+                state = (kernels.linear(state[0], hr, None), *state[1:])
             outputs.append(state[0])
         finished.append(state)
         ends = tuple(torch.cat(parts[::-1]) for parts in zip(*finished, strict=True))

@@ -19,7 +19,7 @@ def swap(
     module.__class__ = feedback_class(leaf, type(module))
     swapped: Any = module
     swapped.lawful_rules = rules
-    swapped.lawful_keys = {weight: tuple(state) for weight, state in states.items()}
+    swapped.lawful_buffers = {w: {key: buffer_name(w, key) for key in state} for w, state in states.items()}
     for weight, state in states.items():
         for key, tensor in state.items():
             module.register_buffer(buffer_name(weight, key), tensor, persistent=False)
@@ -32,8 +32,8 @@ def unswap(module: FeedbackLeaf) -> None:
             f"expected {module.lawful_base.__name__} with feedback; got {type(module).__name__}: something "
             "(fully_shard, a parametrization) changed the module's class after lawful.attach; undo that first"
         )
-    for weight, keys in module.lawful_keys.items():
-        for key in keys:
-            delattr(module, buffer_name(weight, key))
-    del module.lawful_rules, module.lawful_keys
+    for buffers in module.lawful_buffers.values():
+        for buffer in buffers.values():
+            delattr(module, buffer)
+    del module.lawful_rules, module.lawful_buffers
     object.__setattr__(module, "__class__", module.lawful_base)

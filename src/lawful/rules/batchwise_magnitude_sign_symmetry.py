@@ -8,8 +8,9 @@ import torch
 
 from lawful.rules.base import Rule, draw
 from lawful.rules.scale import check_scale, scale_text
+from lawful.rules.signs import signed
 from lawful.rules.stream import advance, new_stream
-from lawful.types import Array, State, namespace
+from lawful.types import Array, State
 
 
 class BatchwiseMagnitudeSignSymmetry(Rule):
@@ -47,7 +48,7 @@ class BatchwiseMagnitudeSignSymmetry(Rule):
 
     def feedback(self, weight: Array, state: State) -> Array:
         """This batch's M with the signs of W."""
-        return state["M"] * namespace(weight).sign(weight)
+        return signed(state["M"], weight)
 
     def potential(self, weight: Array, state: State) -> Array | None:
         """None: M differs from batch to batch."""

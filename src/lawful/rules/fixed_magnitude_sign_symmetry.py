@@ -8,6 +8,7 @@ import torch
 
 from lawful.rules.base import Rule, draw
 from lawful.rules.scale import check_scale, scale_text
+from lawful.rules.signs import signed
 from lawful.types import Array, State, namespace
 
 
@@ -40,7 +41,7 @@ class FixedMagnitudeSignSymmetry(Rule):
 
     def feedback(self, weight: Array, state: State) -> Array:
         """M with the signs of W."""
-        return state["M"] * namespace(weight).sign(weight)
+        return signed(state["M"], weight)
 
     def potential(self, weight: Array, state: State) -> Array | None:
         """M ⊙ |W| per element."""

@@ -9,6 +9,7 @@ import torch
 from lawful.errors import SettingError
 from lawful.rules.base import Rule, fan_in
 from lawful.rules.scale import check_scale, scale_text
+from lawful.rules.signs import signed
 from lawful.types import Array, State, namespace
 
 
@@ -46,7 +47,7 @@ class UniformSignSymmetry(Rule):
         """The sign of W times s; sign(0) = 0."""
         xp = namespace(weight)
         scale = xp.abs(weight).mean() if self.adaptive else state["scale"]
-        return scale * xp.sign(weight)
+        return signed(scale, weight)
 
     def potential(self, weight: Array, state: State) -> Array | None:
         """s|W| per element, or None when s is recomputed from W."""

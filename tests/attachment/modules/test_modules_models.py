@@ -168,5 +168,5 @@ def test_a_tied_weight_decays_once_a_step():
     optimizer.step()
     torch.testing.assert_close(model.first.weight, 0.5 * W)
     for layer in (model.first, model.second):
-        weight, B, _ = layer.operand("weight")
-        torch.testing.assert_close(weight - B, 0.5 * gap)
+        operand = layer.operand("weight")
+        torch.testing.assert_close(operand.weight - operand.B, 0.5 * gap)
