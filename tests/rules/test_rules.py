@@ -251,6 +251,16 @@ def test_rho_is_the_correlation_with_the_initial_weight(rho):
         assert torch.equal(B, rho * weight)
 
 
+@pytest.mark.parametrize("rho", [-1.0, -0.3, 0.0, 0.5, 1.0])
+def test_a_correlation_can_be_exact(rho):
+    weight = 0.01 * weight_of((3, 4))
+    B = state_of(RhoAlignedFeedback(rho, exact=True), weight)["B"]
+    assert abs(float((weight * B).sum() / (weight.norm() * B.norm())) - rho) < 1e-14
+    assert abs(float(B.norm() / weight.norm()) - 1) < 1e-14
+    with pytest.raises(SettingError, match="two elements"):
+        state_of(RhoAlignedFeedback(0.5, exact=True), weight_of((1, 1)))
+
+
 @pytest.mark.parametrize(("rank", "expected"), [(1, 1), (3, 3), (50, 10)])
 def test_low_rank_feedback_has_its_rank_and_size(rank, expected):
     B = state_of(LowRankFeedback(rank), weight_of((10, 4, 3, 3)))["B"]
