@@ -59,9 +59,10 @@ def audit(
     from lawful.experiments.audit import PAPER, Settings
     from lawful.experiments.run import run_paper
     from lawful.experiments.spec import Spec
-    from lawful.reports.claims import summary
+    from lawful.reports.audit import audit_page
+    from lawful.reports.claims import CHECKS, summary
     from lawful.reports.report import write_report
-    from lawful.reports.terminal import claims_table
+    from lawful.reports.terminal import claims_table, words_table
 
     settings = Settings(model, data, rule, optimizer, lr, epochs, batch, examples, seed)
     spec = Spec(PAPER.id, settings, seed)
@@ -71,10 +72,14 @@ def audit(
     with watching(console, list(PAPER.stages)) as watcher:
         run = run_paper(PAPER, spec, root, jobs=1, watcher=watcher)
     with console.status("drawing the report"):
-        report = write_report(run, command=_command(settings))
-    console.print(claims_table(run.claims, console.width))
-    console.print(run.sections[0].measured, highlight=False, markup=False, soft_wrap=True)
-    console.print(summary(run.claims), style="bold green" if run.ok else "bold red", highlight=False)
+        report = write_report(run, command=_command(settings), compose=audit_page)
+    (section,) = run.sections
+    console.print(f"\n{section.measured}\n".replace("**", ""), highlight=False, markup=False, soft_wrap=True)
+    for table in section.tables:
+        console.print(words_table(table, console.width))
+    if not run.ok:
+        console.print(claims_table(run.claims, console.width, CHECKS))
+    console.print(summary(run.claims, CHECKS), style="bold green" if run.ok else "bold red", highlight=False)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     if not run.ok:
         raise typer.Exit(1)

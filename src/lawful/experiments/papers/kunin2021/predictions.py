@@ -6,24 +6,18 @@ import numpy as np
 
 from lawful.experiments.papers.kunin2021.charges import Record
 from lawful.flows.activations import Floats
+from lawful.training.heavy_ball import HeavyBall
 
 
 def recursion(record: Record, power: int, *, lr: float, decay: float, momentum: float = 0.0) -> Floats:
     """Predict q from q(0) and the finite-step terms alone, exact for heavy-ball SGD: no gradient enters.
 
-    With r = ⟨∇q, Δ⟩ and q of degree p, Δ_s = βΔ_{s−1} − lr(g_s + λθ_s) and ⟨∇q, g⟩ = 0 give
-    r_s = β(r_{s−1} + 2d_{s−1}) − p·lr·λ·q_s and q_{s+1} = q_s + r_s + d_s (d = 0 when p = 1).
-
     >>> flat = Record(np.arange(3.0), np.array([[8.0], [0.0], [0.0]]), np.zeros((2, 1)))
     >>> recursion(flat, 1, lr=1.0, decay=0.5).ravel().tolist()
     [8.0, 4.0, 2.0]
     """
-    q, r, last = [record.q[0]], np.zeros_like(record.q[0]), np.zeros_like(record.q[0])
-    for d in record.d:
-        r = momentum * (r + 2 * last) - power * lr * decay * q[-1]
-        q.append(q[-1] + r + d)
-        last = d
-    return np.array(q)
+    form = HeavyBall(record.q[0], power, lr=lr, decay=decay, momentum=momentum)
+    return np.array([record.q[0], *(form.step(d) for d in record.d)])
 
 
 def integral(record: Record, power: int, *, decay: float) -> Floats:
