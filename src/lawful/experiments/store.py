@@ -198,6 +198,8 @@ def _check_content(root: Path, spec: Spec) -> None:
     if SPEC_FILE not in visible:
         raise StorageError(f"{root} is not empty and holds no run; choose another --out")
     found, wanted = _flat(Store(root).spec), _flat(json.loads(spec.json))
+    if found.get("paper") != wanted.get("paper"):
+        raise StorageError(f"{root} holds a run of {found.get('paper')!r}; choose another --out or delete it")
     differing = [
         f"{key}={found.get(key)} there, {wanted.get(key)} here"
         for key in sorted({*found, *wanted})
