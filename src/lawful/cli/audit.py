@@ -36,9 +36,9 @@ def audit(
 ) -> None:
     """Train a model with every conservation law on a ledger, and report what broke conservation, and when.
 
-    The answer is printed: for every law whether it was kept (to rounding), moved, or broken (by more than 1 %), when, and
-    by which causes: finite steps, weight decay, momentum, preconditioning. Where the rule guarantees an
-    alignment ⟨W, B⟩, the answer says how much is guaranteed now and at which step it will be used up.
+    The answer is printed: for every law whether it was kept (to rounding), moved, or broken (by more than 1 %), when,
+    and by which causes: finite steps, weight decay, momentum, preconditioning. Where the rule guarantees an alignment
+    ⟨W, B⟩, the answer says how much is guaranteed now and at which step it will be used up.
 
     The folder DIR gets report.html (read this), claims.json, figures/ and trajectories. The pictures: how far every law
     has moved; the laws with the form that theory predicts laid over them; the budget by cause; the distance from
