@@ -262,3 +262,30 @@ def test_the_eps_of_a_norm_is_named():
     kinds = [law.kind for law in ledger.laws for _ in law.names]
     exact = torch.tensor([kind == "neuron" for kind in kinds])
     assert float(ledger.violation[exact].max()) <= 1e-12
+
+
+def test_a_step_with_a_closure_is_booked_with_the_gradients_of_the_closure():
+    """As Lightning steps: the gradients in place before the step are those of the step before."""
+    books = []
+    for with_closure in (False, True):
+        model = net(FA)
+        optimizer = SGD(model.parameters(), lr=0.05)
+        g = torch.Generator().manual_seed(3)
+        with Ledger(model, optimizer) as ledger:
+            for _ in range(5):
+                x = torch.randn(8, 4, generator=g, dtype=torch.float64)
+
+                def closure(model=model, optimizer=optimizer, x=x):
+                    optimizer.zero_grad()
+                    loss = model(x).square().mean()
+                    loss.backward()
+                    return loss
+
+                if with_closure:
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    optimizer.step()
+        assert float(ledger.residual.max()) < 1e-12
+        books.append(ledger.parts["finite step"])
+    torch.testing.assert_close(*books, rtol=1e-9, atol=1e-15)

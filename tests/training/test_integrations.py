@@ -93,7 +93,151 @@ def test_lightning_trains_by_the_rule_and_resumes_bitwise(rule, tmp_path):
         assert torch.equal(B, again.feedback[name])
 
 
+def lightning_ledger(pl, folder, rule, **options):
+    """What Lightning logged of the laws, step by step, with gradients of two batches accumulated and clipped."""
+    from lightning.pytorch.loggers.logger import DummyLogger
+
+    from lawful.training.integrations.lightning import FeedbackRule, LawLedger
+
+    rows: dict[int, dict[str, float]] = {}
+
+    class Memory(DummyLogger):
+        def log_metrics(self, metrics, step=None):
+            rows.setdefault(int(step), {}).update({k: v for k, v in metrics.items() if k.startswith("ledger/")})
+
+    module, callback = relu_module(pl), LawLedger(module="net")
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=Memory(), enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, callbacks=[FeedbackRule(rule, module="net"), callback], enable_checkpointing=False,
+        accumulate_grad_batches=2, log_every_n_steps=1, **options,
+    )  # fmt: skip
+    trainer.fit(module, relu_loader())
+    return [rows[step] for step in sorted(rows) if rows[step]], callback.ledger
+
+
+def relu_module(pl, momentum=0.0):
+    kind = type(lightning_module(pl))
+
+    class Regression(kind):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=momentum)
+
+    module = Regression()
+    module.net = MLP((4, 8, 8, 2), "relu").module(dtype=torch.float64)
+    return module
+
+
+def relu_loader():
+    x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, :2] ** 2), batch_size=6)
+
+
+def plain_ledger(net, rule, clip=None, epochs=3):
+    """The same loop by hand: the parts after every step, and Σ½|Δ|² of the first layer written out."""
+    lawful.attach(net, rule)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    parts, drift, (first, bias, *_) = [], 0.0, list(net.parameters())
+    with lawful.Ledger(net, optimizer) as ledger:
+        for _ in range(epochs):
+            for at, (x, y) in enumerate(relu_loader()):
+                (nn.functional.mse_loss(net(x), y) / 2).backward()
+                if at % 2:
+                    if clip is not None:
+                        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+                    before = first.detach().clone(), bias.detach().clone()
+                    optimizer.step()
+                    moved = (first.detach() - before[0]), (bias.detach() - before[1])
+                    drift += 0.5 * sum(float(delta.square().sum()) for delta in moved)
+                    optimizer.zero_grad()
+                    parts.append({cause: float(part.abs().sum()) for cause, part in ledger.parts.items()})
+    return parts, drift
+
+
+@pytest.mark.parametrize("clip", [None, 0.05], ids=["accumulated", "clipped"])
+def test_lightning_logs_the_ledger_of_the_same_loop_by_hand(clip, tmp_path):
+    pl = imported("lightning.pytorch")
+    rule = lawful.FeedbackAlignment(seed=3)
+    logged, ledger = lightning_ledger(pl, tmp_path, rule, gradient_clip_val=clip)
+    parts, drift = plain_ledger(relu_module(pl).net, rule, clip)
+    assert len(logged) == len(parts) == 6
+    for row, expected in zip(logged, parts, strict=True):
+        assert row["ledger/parts/finite step"] == pytest.approx(expected["finite step"], rel=1e-6)
+        assert row["ledger/violation"] < 1e-10 and row["ledger/residual"] < 1e-10
+    first = len(ledger.laws[0].names)
+    assert float(ledger.parts["finite step"][:first].sum()) == pytest.approx(drift, rel=1e-9)
+    worst = [name for name in logged[-1] if name.startswith("ledger/moved/neuron")]
+    assert len(worst) == 1 and logged[-1][worst[0]] > 0
+
+
+def test_lightning_clipping_by_value_shows_as_a_violation(tmp_path):
+    pl = imported("lightning.pytorch")
+    options = {"gradient_clip_val": 0.005, "gradient_clip_algorithm": "value"}
+    logged, _ = lightning_ledger(pl, tmp_path, lawful.FeedbackAlignment(seed=3), **options)
+    assert logged[-1]["ledger/violation"] > 1e-3 and logged[-1]["ledger/residual"] < 1e-10
+
+
+def test_lightning_ledger_follows_one_optimizer(tmp_path):
+    pl = imported("lightning.pytorch")
+    from lawful.training.integrations.lightning import LawLedger
+
+    class Trainer:
+        optimizers = ()
+
+    with pytest.raises(SettingError, match="one optimizer; configure_optimizers gave 0"):
+        LawLedger().on_train_start(Trainer(), relu_module(pl))
+
+
 # ---------------------------------------------------------------- Hugging Face
+
+
+def gpt2(transformers):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        activation_function="relu", bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    rows = torch.randint(16, (6, 8), generator=torch.Generator().manual_seed(1))
+    return transformers.GPT2LMHeadModel(config).double(), rows
+
+
+def labels_of(rows):
+    """The tokens; the first, which nothing predicts, is marked, since the Trainer divides by the number of labels."""
+    return torch.cat([torch.full_like(rows[:, :1], -100), rows[:, 1:]], 1)
+
+
+def test_the_trainer_logs_the_ledger_of_the_same_loop_by_hand(tmp_path):
+    transformers = imported("transformers")
+    imported("accelerate")
+    from lawful.training.integrations.huggingface import LawLedgerCallback
+
+    model, rows = gpt2(transformers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    callback = LawLedgerCallback(model, args=(rows[:2],))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=3, gradient_accumulation_steps=2,
+        max_grad_norm=0, lr_scheduler_type="constant", save_strategy="no", logging_steps=1, report_to=[],
+        use_cpu=True, disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model=model, args=arguments, optimizers=(optimizer, None), callbacks=[callback],
+        train_dataset=[{"input_ids": row, "labels": target} for row, target in zip(rows, labels_of(rows), strict=True)],
+    )  # fmt: skip
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+
+    by_hand, rows = gpt2(transformers)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.5)
+    with lawful.Ledger(by_hand, optimizer, args=(rows[:2],)) as ledger:
+        for at in range(4):  # an epoch is one step, so the order of the rows does not matter
+            optimizer.zero_grad()
+            for half in rows.split(3):
+                (by_hand(half, labels=labels_of(half)).loss / 2).backward()
+            optimizer.step()
+            for cause in ("finite step", "momentum"):
+                expected = float(ledger.parts[cause].abs().sum())
+                assert logged[at][f"ledger/parts/{cause}"] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+            assert logged[at]["ledger/residual"] < 1e-10
+    assert len(logged) == 4 and callback.ledger.steps == 4
 
 
 def train_gpt2(transformers, rule, folder, steps, resume=None):
@@ -168,3 +312,30 @@ def test_tensorboard_has_one_point_an_epoch_also_after_a_kill(tmp_path):
     points = events.Scalars("train/loss")
     assert [point.step for point in points] == [1, 2]
     assert [point.value for point in points] == pytest.approx([record.loss for record in records])
+
+
+def test_tensorboard_has_the_ledger_of_a_plain_loop(tmp_path):
+    imported("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    from lawful.training.integrations.tensorboard import log_ledger
+
+    net, x = MLP((4, 8, 2), "relu").module(dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
+    W, b, V, _ = (p.detach() for p in net.parameters())
+    expected, decay = [], torch.zeros(8, dtype=torch.float64)
+    with SummaryWriter(str(tmp_path)) as writer, lawful.Ledger(net, optimizer) as ledger:
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            decay -= 0.1 * 0.1 * ((W**2).sum(1) + b**2 - (V**2).sum(0))  # −ηλ⟨∇q, θ⟩ = −2ηλq, neuron by neuron
+            expected.append(float(decay.abs().sum()))
+            optimizer.step()
+            log_ledger(writer, ledger)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    points = events.Scalars("ledger/parts/weight decay")
+    assert [point.step for point in points] == [1, 2, 3]
+    assert [point.value for point in points] == pytest.approx(expected, rel=1e-6)
+    assert any(tag.startswith("ledger/moved/neuron") for tag in events.Tags()["scalars"])

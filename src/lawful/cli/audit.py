@@ -34,24 +34,33 @@ def audit(
         Path | None, typer.Option("--out", "-o", metavar="DIR", help=f"Where to write. Default: {RUNS_DIR}/audit-HASH.")
     ] = None,
 ) -> None:
-    """Train a model, watch its conservation laws, and report what moved each of them, and when.
+    """Train a model with every conservation law on a ledger, and report what broke conservation, and when.
 
-    The folder DIR gets report.html (read this), claims.json, figures/ and trajectories, as from lawful reproduce:
-    the laws over time, every change split by cause (finite steps, weight decay, momentum, preconditioning), agreement
-    with backpropagation layer by layer, and the step at which the guaranteed alignment ⟨W, B⟩ will be used up.
-    The run is in float64, so that the books close to rounding.
+    The answer is printed: for every law whether it was kept (to rounding), moved, or broken (by more than 1 %), when,
+    and by which causes: finite steps, weight decay, momentum, preconditioning. Where the rule guarantees an alignment
+    ⟨W, B⟩, the answer says how much is guaranteed now and at which step it will be used up.
+
+    The folder DIR gets report.html (read this), claims.json, figures/ and trajectories. The pictures: how far every law
+    has moved; the laws with the form that theory predicts laid over them; the budget by cause; the distance from
+    backpropagation layer by layer; the guarantee. The run is in float64, so that the books close to rounding.
+    Interrupted, the same command goes on after the last whole epoch.
 
     **Examples:**
 
-    $ lawful audit    (feedback alignment on digits by plain SGD)
+    $ lawful audit    (feedback alignment on digits by plain SGD: nothing is broken)
 
-    $ lawful audit --rule bp --optimizer sgd:weight_decay=0.01    (the predicted decay is laid over the measured one)
+    $ lawful audit --rule fa:init=aligned    (with a guaranteed alignment, and a forecast)
 
-    $ lawful audit --model cnn --rule usf --optimizer sgd:momentum=0.9,weight_decay=0.0005 --lr 0.01
+    $ lawful audit --optimizer sgd:momentum=0.9 --lr 0.02    (momentum, with the predicted form)
+
+    $ lawful audit --rule bp --optimizer sgd:weight_decay=0.02    (decay, with the predicted form)
+
+    $ lawful audit --optimizer adam --lr 0.001    (preconditioning: split, but no form is known)
 
     $ lawful audit --model transformer --data text --examples 500 --optimizer adam --lr 0.001
 
-    **Exit code:** 0 when the rule keeps its laws and the books close, 1 when not, 2 for a wrong setting.
+    **Exit code:** 0 when the rule keeps its laws and the books close, 1 when not, 2 for a wrong setting or a run that
+    diverged.
     """
     from rich.console import Console
 
@@ -59,9 +68,10 @@ def audit(
     from lawful.experiments.audit import PAPER, Settings
     from lawful.experiments.run import run_paper
     from lawful.experiments.spec import Spec
-    from lawful.reports.claims import summary
+    from lawful.reports.audit import audit_page
+    from lawful.reports.claims import CHECKS, summary
     from lawful.reports.report import write_report
-    from lawful.reports.terminal import claims_table
+    from lawful.reports.terminal import claims_table, words_table
 
     settings = Settings(model, data, rule, optimizer, lr, epochs, batch, examples, seed)
     spec = Spec(PAPER.id, settings, seed)
@@ -71,10 +81,14 @@ def audit(
     with watching(console, list(PAPER.stages)) as watcher:
         run = run_paper(PAPER, spec, root, jobs=1, watcher=watcher)
     with console.status("drawing the report"):
-        report = write_report(run, command=_command(settings))
-    console.print(claims_table(run.claims, console.width))
-    console.print(run.sections[0].measured, highlight=False, markup=False, soft_wrap=True)
-    console.print(summary(run.claims), style="bold green" if run.ok else "bold red", highlight=False)
+        report = write_report(run, command=_command(settings), compose=audit_page)
+    (section,) = run.sections
+    console.print(f"\n{section.measured}\n".replace("**", ""), highlight=False, markup=False, soft_wrap=True)
+    for table in section.tables:
+        console.print(words_table(table, console.width))
+    if not run.ok:
+        console.print(claims_table(run.claims, console.width, CHECKS))
+    console.print(summary(run.claims, CHECKS), style="bold green" if run.ok else "bold red", highlight=False)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     if not run.ok:
         raise typer.Exit(1)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from lawful.experiments.records import Section
 
 
 class Progress(Protocol):
-    """How a stage says how far it is."""
+    """How a stage says how far it is.
+
+    Attributes:
+        scratch: A folder in which a long stage may keep what it goes on from when it is interrupted; None for nowhere.
+    """
+
+    scratch: Path | None
 
     def update(self, fraction: float, text: str = "") -> None:
         """The stage has done ``fraction`` (0 to 1) of its work; ``text`` names what it does now."""
@@ -19,6 +26,8 @@ class Progress(Protocol):
 
 class SilentProgress:
     """Progress that nobody watches, for tests and for calls from Python."""
+
+    scratch: Path | None = None
 
     def update(self, fraction: float, text: str = "") -> None:
         """Does nothing."""

@@ -31,6 +31,7 @@ class Line:
         style: A stroke (``"-"``, ``"--"``, ``"-."``, ``":"``), a marker (one of ``o.xs^v+D*``), or a marker and a
             stroke (``"o-"``).
         color: Index into the palette; None takes the line's place in its panel.
+        opacity: Of the band, 0 to 1.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Line:
     high: ArrayLike | None = None
     style: str = "-"
     color: int | None = None
+    opacity: float = 0.2
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -58,7 +60,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; labels carry units, ``note`` is one line under the title."""
+    """One pair of axes; labels carry units, ``note`` is one line under the title, ``ylim`` fixes the ordinates."""
 
     title: str
     xlabel: str
@@ -67,6 +69,7 @@ class Panel:
     xscale: Scale = "linear"
     yscale: Scale = "linear"
     note: str = ""
+    ylim: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ class Figure:
     title: str
     caption: str
     panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of words and numbers in print, under one line of headings; the caption says what to see."""
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class Section:
         equations: Displayed formulas in LaTeX.
         claims: The claims measured here.
         figures: The figures drawn from this stage.
+        tables: Its tables.
         arrays: Trajectories by name, kept as ``stages/<id>/trajectories.npz``.
     """
 
@@ -101,4 +115,5 @@ class Section:
     equations: Sequence[str] = ()
     claims: Sequence[Claim] = ()
     figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
     arrays: Mapping[str, NDArray] = field(default_factory=dict)

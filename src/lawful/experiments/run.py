@@ -241,7 +241,8 @@ _HANDLERS: dict[str, Callable[..., bool]] = {
 class _Reporter:
     """The `Progress` of a worker; sends at most ten messages a second."""
 
-    def __init__(self, messages: Connection) -> None:
+    def __init__(self, messages: Connection, scratch: Path) -> None:
+        self.scratch: Path | None = scratch
         self._messages = messages
         self._next = 0.0
 
@@ -259,7 +260,7 @@ def _work(messages: Connection, name: str, stage: Stage, spec: Spec, root: Path)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin = time.perf_counter()
     try:
-        section = stage(spec.settings, spec.seed, _Reporter(messages))
+        section = stage(spec.settings, spec.seed, _Reporter(messages, Store(root).scratch(name)))
         if section.id != name:
             section = replace(section, id=name)
         seconds = time.perf_counter() - begin

@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 import lawful
 from lawful.errors import LawfulError
 from lawful.experiments.claims import Claim
-from lawful.experiments.records import Figure, Line, Panel, Section
+from lawful.experiments.records import Figure, Line, Panel, Section, Table
 from lawful.experiments.spec import Spec
 
 SPEC_FILE = "spec.json"
@@ -39,6 +40,7 @@ SECTION_FILE = "section.json"
 ARRAYS_FILE = "trajectories.npz"
 SEAL_FILE = "seal.json"
 _TEMPORARY = ".tmp"
+_SCRATCH = "unfinished-"
 
 
 class StorageError(LawfulError):
@@ -129,6 +131,12 @@ class Store:
             "seconds": round(seconds, 3),
         }
         write_atomic(folder / SEAL_FILE, json.dumps(seal, indent=2, sort_keys=True) + "\n")
+        for scratch in folder.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(scratch)
+
+    def scratch(self, stage: str) -> Path:
+        """Where an unfinished stage may keep what it goes on from; other code has another folder. Gone once sealed."""
+        return self.stage_dir(stage) / f"{_SCRATCH}{code_digest()[:12]}"
 
     def seal(self, stage: str) -> dict[str, Any] | None:
         """The stage's seal when the record is whole and was made by this spec and this code, else None."""
@@ -190,6 +198,8 @@ def _check_content(root: Path, spec: Spec) -> None:
     if SPEC_FILE not in visible:
         raise StorageError(f"{root} is not empty and holds no run; choose another --out")
     found, wanted = _flat(Store(root).spec), _flat(json.loads(spec.json))
+    if found.get("paper") != wanted.get("paper"):
+        raise StorageError(f"{root} holds a run of {found.get('paper')!r}; choose another --out or delete it")
     differing = [
         f"{key}={found.get(key)} there, {wanted.get(key)} here"
         for key in sorted({*found, *wanted})
@@ -230,6 +240,7 @@ def _plain(value: Any) -> Any:
 def _section_from(data: dict[str, Any], arrays: dict[str, NDArray]) -> Section:
     data["claims"] = [Claim(**claim) for claim in data["claims"]]
     data["figures"] = [_figure_from(figure) for figure in data["figures"]]
+    data["tables"] = [Table(**table) for table in data["tables"]]
     return Section(**data, arrays=arrays)
 
 

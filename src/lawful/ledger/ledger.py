@@ -155,7 +155,7 @@ class Ledger:
 
     def __enter__(self) -> Ledger:
         self.start, self._versions = self.values(), self._version()
-        pre = self.optimizer.register_step_pre_hook(lambda *_: self._pre())
+        pre = self.optimizer.register_step_pre_hook(lambda _, args, kwargs: self._pre(_has_closure(args, kwargs)))
         post = self.optimizer.register_step_post_hook(lambda *_: self._post())
         # before any hook that moves the feedback, so that the step is judged by the feedback it was made with
         hooks: Any = self.optimizer._optimizer_step_post_hooks
@@ -177,11 +177,12 @@ class Ledger:
         return self.steps % self.split_every == 0
 
     @torch.no_grad()
-    def _pre(self) -> None:
+    def _pre(self, with_closure: bool) -> None:
         if self._splits() or self._version() != self._versions:
             self._settle()
         self._before = self._theta()
-        plain = plain_steps(self.optimizer, self._tracked)
+        # a closure has yet to compute the gradients: those in place are of the step before
+        plain = None if with_closure else plain_steps(self.optimizer, self._tracked)
         if plain is not None:  # the step is known before it is made, so no copy of W is needed
             self._account(self._before, plain)
             self._before = None
@@ -270,6 +271,11 @@ class Ledger:
     def _each(self, quantity: Any) -> torch.Tensor:
         with torch.no_grad():
             return _join([quantity(law) for law in self.laws])
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether ``optimizer.step`` was called with a closure; ``args`` begin with the optimizer itself."""
+    return any(callable(argument) for argument in (*args[1:], *kwargs.values()))
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

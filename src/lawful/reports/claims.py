@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lawful.experiments.claims import Claim, Verdict
 
 SIGNS: Mapping[Verdict, str] = {"holds": "✓", "fails": "✗", "corrects-the-paper": "≠"}
 """A sign beside the colour, for readers who see no colours."""
 
-WORDS: Mapping[Verdict, str] = {"holds": "holds", "fails": "fails", "corrects-the-paper": "corrects the paper"}
 
-PLURALS: Mapping[Verdict, str] = {"holds": "hold", "fails": "fail", "corrects-the-paper": "correct the paper"}
+@dataclass(frozen=True)
+class Wording:
+    """What a report calls its claims and their verdicts; verdicts that cannot occur have no words.
+
+    Args:
+        noun: "claim".
+        words: the verdict of one.
+        plurals: the verdict of many, in the order of a summary.
+    """
+
+    noun: str
+    words: Mapping[Verdict, str]
+    plurals: Mapping[Verdict, str]
+
+
+CLAIMS = Wording(
+    "claim",
+    {"holds": "holds", "fails": "fails", "corrects-the-paper": "corrects the paper"},
+    {"holds": "hold", "corrects-the-paper": "correct the paper", "fails": "fail"},
+)
+"""Of a paper."""
+
+CHECKS = Wording("check", {"holds": "passes", "fails": "fails"}, {"holds": "pass", "fails": "fail"})
+"""Of an audit."""
 
 _COMPARISONS = {"at most": "≤ ", "at least": "≥ "}
 
@@ -31,10 +54,8 @@ def expectation(claim: Claim) -> str:
     return f"{number(claim.expected)} ({claim.tolerance})"
 
 
-def summary(claims: Sequence[Claim]) -> str:
+def summary(claims: Sequence[Claim], wording: Wording = CLAIMS) -> str:
     """``21 claims: 17 hold, 4 correct the paper, 0 fail``."""
     counts = Counter(claim.verdict for claim in claims)
-    return (
-        f"{len(claims)} claims: {counts['holds']} hold, {counts['corrects-the-paper']} correct the paper,"
-        f" {counts['fails']} fail"
-    )
+    parts = ", ".join(f"{counts[verdict]} {plural}" for verdict, plural in wording.plurals.items())
+    return f"{len(claims)} {wording.noun}s: {parts}"

@@ -79,7 +79,12 @@ def _draw_line(axes: Axes, line: Line, shade: str) -> None:
     x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
     if line.low is not None and line.high is not None:
         axes.fill_between(
-            x, np.asarray(line.low, dtype=float), np.asarray(line.high, dtype=float), color=shade, alpha=0.2, lw=0
+            x,
+            np.asarray(line.low, dtype=float),
+            np.asarray(line.high, dtype=float),
+            color=shade,
+            alpha=line.opacity,
+            lw=0,
         )
     style = STYLE.fullmatch(line.style)
     assert style is not None  # Line checks it
@@ -115,8 +120,10 @@ def _draw_legend(axes: Axes, panel: Panel) -> None:
 
 
 def _breathe(axes: Axes, panel: Panel) -> None:
-    """A line that is constant to rounding stays a line: its axis shows ±1 %, not the noise of its last digits."""
-    if panel.yscale != "linear":
+    """The panel's own limits; else a line that is constant to rounding stays one: ±1 %, not its last digits."""
+    if panel.ylim is not None:
+        axes.set_ylim(*panel.ylim)
+    if panel.yscale != "linear" or panel.ylim is not None:
         return
     drawn = [v for line in panel.lines for v in (line.y, line.low, line.high) if v is not None]
     values = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in drawn])

@@ -10,8 +10,8 @@ from importlib.resources import files
 from typing import Any
 
 from lawful.experiments.claims import VERDICTS, Claim
-from lawful.experiments.records import Figure, Section
-from lawful.reports.claims import PLURALS, SIGNS, WORDS, expectation, number, summary
+from lawful.experiments.records import Figure, Section, Table
+from lawful.reports.claims import CLAIMS, SIGNS, Wording, expectation, number, summary
 from lawful.reports.style import INK
 from lawful.reports.text import equation, inline, paragraphs
 
@@ -43,45 +43,56 @@ def page(
         environment: Versions and platform.
     """
     claims = [claim for section in sections for claim in section.claims]
-    body = "\n".join(
-        [
-            _header(title, citation, claims),
-            _glance(claims),
-            *(_section(section, drawings) for section in sections),
-            _all_claims(claims),
-            _rerun(settings, command),
-            _footer(environment),
-        ]
-    )
+    main = [
+        header("Reproduced, claim by claim", title, citation, claims),
+        _glance(claims),
+        *(_section(section, drawings) for section in sections),
+        f'<section id="claims">\n<h2>Every claim</h2>\n{claims_table(claims)}\n</section>',
+        rerun(settings, command, _CHANGE),
+        footer(environment),
+    ]
+    return document(f"{title} · reproduced", _contents(sections), main)
+
+
+_CHANGE = "Change a setting with <code>--set key=value</code>, the random draws with <code>--seed</code>;"
+
+
+def document(title: str, contents: Iterable[str], main: Iterable[str]) -> str:
+    """A whole page: links in ``contents`` beside the parts of ``main``."""
     style = files("lawful.reports").joinpath("page.css").read_text(encoding="utf-8")
+    entries = "".join(f"<li>{entry}</li>" for entry in contents)
+    body = "\n".join(main)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · reproduced</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<div class="page">\n{_contents(sections)}\n<main>\n{body}\n</main>\n</div>\n</body>\n</html>\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<div class="page">\n<nav aria-label="Contents"><ol>{entries}</ol></nav>\n<main>\n{body}\n</main>\n</div>\n'
+        "</body>\n</html>\n"
     )
 
 
-def _contents(sections: Sequence[Section]) -> str:
+def _contents(sections: Sequence[Section]) -> list[str]:
     entries = ['<a href="#glance">At a glance</a>']
     for section in sections:
         mark = "" if all(claim.ok for claim in section.claims) else ' class="bad"'
         entries.append(f'<a href="#{escape(section.id)}"{mark}>{inline(section.title)}</a>')
     entries.append('<a href="#claims">Every claim</a>')
     entries.append('<a href="#rerun">Settings, and how to run it again</a>')
-    return f'<nav aria-label="Contents"><ol>{"".join(f"<li>{entry}</li>" for entry in entries)}</ol></nav>'
+    return entries
 
 
-def _header(title: str, citation: str, claims: Sequence[Claim]) -> str:
+def header(kicker: str, title: str, meta: str, claims: Sequence[Claim], wording: Wording = CLAIMS) -> str:
+    """Title, one line under it, and how many claims came to which verdict."""
     counts = Counter(claim.verdict for claim in claims)
     chips = "".join(
-        f'<span class="chip {verdict}">{SIGNS[verdict]} {counts[verdict]} {escape(PLURALS[verdict])}</span>'
+        f'<span class="chip {verdict}">{SIGNS[verdict]} {counts[verdict]} {escape(wording.plurals[verdict])}</span>'
         for verdict in VERDICTS
+        if verdict in wording.plurals
     )
     return (
-        f'<header>\n<p class="kicker">Reproduced, claim by claim</p>\n'
-        f'<h1>{escape(title)}</h1>\n<p class="meta">{inline(citation)}</p>\n'
-        f'<div class="chips" title="{escape(summary(claims))}">{chips}</div>\n</header>'
+        f'<header>\n<p class="kicker">{escape(kicker)}</p>\n'
+        f'<h1>{escape(title)}</h1>\n<p class="meta">{inline(meta)}</p>\n'
+        f'<div class="chips" title="{escape(summary(claims, wording))}">{chips}</div>\n</header>'
     )
 
 
@@ -99,21 +110,28 @@ def _glance(claims: Sequence[Claim]) -> str:
     return "\n".join(['<section id="glance">\n<h2>At a glance</h2>', *parts, "</section>"])
 
 
-def _all_claims(claims: Sequence[Claim]) -> str:
-    return f'<section id="claims">\n<h2>Every claim</h2>\n{claims_table(claims)}\n</section>'
-
-
-def claims_table(claims: Sequence[Claim]) -> str:
+def claims_table(claims: Sequence[Claim], wording: Wording = CLAIMS) -> str:
     """Claims as an HTML table with coloured verdicts."""
     rows = "\n".join(
         f"<tr><td>{inline(claim.statement)}"
         f'<span class="id">{inline(claim.source)} · <code>{escape(claim.id)}</code></span></td>'
         f'<td class="number">{escape(expectation(claim))}</td><td class="number">{escape(number(claim.measured))}</td>'
-        f'<td><span class="chip {claim.verdict}">{SIGNS[claim.verdict]} {escape(WORDS[claim.verdict])}</span></td></tr>'
+        f'<td><span class="chip {claim.verdict}">{SIGNS[claim.verdict]} '
+        f"{escape(wording.words[claim.verdict])}</span></td></tr>"
         for claim in claims
     )
-    head = "<tr><th>Claim</th><th>Expected</th><th>Measured</th><th>Verdict</th></tr>"
+    head = f"<tr><th>{escape(wording.noun.capitalize())}</th><th>Expected</th><th>Measured</th><th>Verdict</th></tr>"
     return f'<div class="scroll"><table class="claims">\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+
+
+def words_table(table: Table) -> str:
+    """A table of a section, its caption under it."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = "\n".join("<tr>" + "".join(f"<td>{inline(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n'
+        f'<p class="meta">{inline(table.caption)}</p>'
+    )
 
 
 def _section(section: Section, drawings: Mapping[str, str]) -> str:
@@ -122,14 +140,16 @@ def _section(section: Section, drawings: Mapping[str, str]) -> str:
         *(equation(latex) for latex in section.equations),
         f'<div class="beside">\n<div><h4>The paper says</h4>\n{paragraphs(section.paper_says)}</div>\n'
         f'<div class="measured"><h4>Measured here</h4>\n{paragraphs(section.measured)}</div>\n</div>',
-        *(_figure(figure, drawings[figure.id]) for figure in section.figures),
+        *(words_table(table) for table in section.tables),
+        *(figure_of(figure, drawings[figure.id]) for figure in section.figures),
     ]
     if section.claims:
         parts.append(claims_table(section.claims))
     return "\n".join([*parts, "</section>"])
 
 
-def _figure(figure: Figure, svg: str) -> str:
+def figure_of(figure: Figure, svg: str) -> str:
+    """A drawing with its caption."""
     return (
         f"<figure>\n{inline_svg(svg, figure.id, figure.title)}\n"
         f"<figcaption><b>{inline(figure.title)}.</b> {inline(figure.caption)}</figcaption>\n</figure>"
@@ -148,7 +168,8 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     return element.replace("<svg", f"<svg {attributes}", 1).strip()
 
 
-def _rerun(settings: Iterable[tuple[str, str, str]], command: str) -> str:
+def rerun(settings: Iterable[tuple[str, str, str]], command: str, change: str) -> str:
+    """The settings, the command that gives the run again, and a sentence on how to change it."""
     rows = "\n".join(
         f"<tr><td><code>{escape(key)}</code></td><td>{escape(kind)}</td><td class='number'>{escape(value)}</td></tr>"
         for key, kind, value in settings
@@ -156,15 +177,16 @@ def _rerun(settings: Iterable[tuple[str, str, str]], command: str) -> str:
     return (
         '<section id="rerun">\n<h2>Settings, and how to run it again</h2>\n'
         f"<pre>{escape(command)}</pre>\n"
-        "<p>The same command gives the same <code>claims.json</code>, byte for byte. Change a setting with"
-        " <code>--set key=value</code>, the random draws with <code>--seed</code>; figures are in"
+        "<p>The same command gives the same <code>claims.json</code>, byte for byte. "
+        f"{change} figures are in"
         " <code>figures/</code>, trajectories in <code>stages/*/trajectories.npz</code>.</p>\n"
         '<div class="scroll"><table>\n<thead><tr><th>Setting</th><th>Type</th><th>Value</th></tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>\n</section>"
     )
 
 
-def _footer(environment: Mapping[str, Any]) -> str:
+def footer(environment: Mapping[str, Any]) -> str:
+    """What the run was measured with."""
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     platform = "{implementation} {python} on {system} {machine}".format(**environment)
     return f"<footer>Measured with {escape(packages)}; {escape(platform)}.</footer>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lawful.errors import SettingError
@@ -19,17 +19,18 @@ REPORT_FILE = "report.html"
 FIGURES_DIR = "figures"
 
 
-def write_report(run: Run, *, command: str | None = None) -> Path:
+def write_report(run: Run, *, command: str | None = None, compose: Callable[..., str] = page) -> Path:
     """Draws every figure as PNG and SVG into ``figures/`` and writes ``report.html``; returns its path.
 
     Args:
         run: A finished run.
         command: The shell line that gives it again, where that is not ``lawful reproduce``.
+        compose: What makes the page of it; takes what `lawful.reports.page.page` takes.
     """
     drawings = _draw_all(run.sections, run.root / FIGURES_DIR)
     kinds = setting_types(run.paper.settings)
     environment = json.loads((run.root / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-    html = page(
+    html = compose(
         title=run.paper.title,
         citation=run.paper.citation,
         sections=run.sections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -147,6 +148,10 @@ def build_model(name: str, data: DataSet) -> nn.Module:
         make = getattr(importlib.import_module(module), factory)
     except (ModuleNotFoundError, AttributeError) as error:
         raise SettingError(f"model {name!r}: {error}") from error
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise SettingError(f"model {name!r}: {factory} is called without arguments, but {error}") from error
     model = make()
     if not isinstance(model, nn.Module):
         raise SettingError(f"model {name!r}: expected {factory}() to return an nn.Module; got {type(model).__name__}")

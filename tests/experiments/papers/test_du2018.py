@@ -8,7 +8,10 @@ import pytest
 from lawful.errors import DivergenceError, SettingError
 from lawful.experiments.paper import SilentProgress
 from lawful.experiments.papers import load_paper
-from lawful.experiments.papers.du2018 import Settings, descent, factorise, gaps, problem
+from lawful.experiments.papers.du2018.factorisation import factorise
+from lawful.experiments.papers.du2018.networks import gaps, problem
+from lawful.experiments.papers.du2018.settings import Settings
+from lawful.experiments.papers.du2018.steps import descent
 from lawful.flows.network import Network
 
 SMALL = Settings(n=8, d=4, width=5, depth=3, steps=150, factor_steps=2000, size=6, seeds=2)

@@ -10,7 +10,9 @@ from scipy.integrate import solve_ivp
 from lawful.errors import SettingError
 from lawful.experiments.paper import SilentProgress
 from lawful.experiments.papers import load_paper
-from lawful.experiments.papers.kunin2021 import Record, Settings, integral, oscillator, recursion
+from lawful.experiments.papers.kunin2021.charges import Record
+from lawful.experiments.papers.kunin2021.predictions import integral, oscillator, recursion
+from lawful.experiments.papers.kunin2021.settings import Settings
 
 SMALL = Settings(n=64, batch=32, steps=200, seeds=1)
 

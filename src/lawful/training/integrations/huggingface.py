@@ -1,7 +1,8 @@
-"""A Hugging Face Trainer callback that trains with a rule; needs ``pip install 'lawful[huggingface]'``."""
+"""Hugging Face Trainer callbacks that train with a rule and keep its ledger; need ``lawful[huggingface]``."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lawful.attachment.attachment import attach
 from lawful.attachment.base import Attachment
 from lawful.errors import SettingError
+from lawful.ledger.ledger import Ledger
+from lawful.ledger.reading import read
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
 from lawful.training import checkpoint
@@ -64,12 +67,61 @@ class FeedbackRuleCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Follows the optimizer that really steps, inside accelerate's wrapper."""
-        inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-        if inner is not None:
-            self.attachment.follow(inner)
+        if optimizer is not None:
+            self.attachment.follow(_inner(optimizer))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes B, rule states and steps into the Trainer's checkpoint folder."""
         if state.is_world_process_zero and args.output_dir is not None:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / _FOLDER
             checkpoint.save(self.attachment.state_dict(), folder)
+
+
+class LawLedgerCallback(TrainerCallback):
+    """Keeps a `lawful.Ledger` while a Trainer trains; its readings join the Trainer's log at every logging step.
+
+    ``Trainer(callbacks=[FeedbackRuleCallback(model, rule), LawLedgerCallback(model, args=(tokens,))])``. They are in
+    ``trainer.state.log_history`` and ``trainer_state.json``, beside the losses, under the names of
+    :meth:`lawful.ledger.reading.Reading.scalars`; reporters such as TensorBoard are called before any callback of
+    yours, so for them call :func:`lawful.training.integrations.tensorboard.log_ledger` on ``ledger``.
+
+    Args:
+        model: the model that the Trainer gets.
+        args: example inputs of the model, where its laws cannot be derived without.
+
+    Attributes:
+        ledger: the ledger; exists from the start of training on, and stays. A resumed training opens a new one.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, args: Any = ()) -> None:
+        self.model, self.args = model, args
+        self.ledger: Ledger | None = None
+        self._open = ExitStack()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Opens the ledger on the optimizer that really steps."""
+        if optimizer is not None:
+            self.ledger = self._open.enter_context(Ledger(self.model, _inner(optimizer), args=self.args))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds the reading to the entry just logged."""
+        if self.ledger is not None and state.log_history:
+            state.log_history[-1].update(read(self.ledger).scalars())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes it."""
+        self._open.close()
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that really steps, inside accelerate's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

@@ -1,7 +1,8 @@
-"""A Lightning callback that trains with a rule; needs the package lightning (``pip install 'lawful[lightning]'``)."""
+"""Lightning callbacks that train with a rule and keep its ledger; need ``pip install 'lawful[lightning]'``."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,7 +10,9 @@ from torch import nn
 
 from lawful.attachment.attachment import attach
 from lawful.attachment.base import Attachment
-from lawful.errors import AttachmentError
+from lawful.errors import AttachmentError, SettingError
+from lawful.ledger.ledger import Ledger
+from lawful.ledger.reading import read
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
 
@@ -57,3 +60,52 @@ class FeedbackRule(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
         self.attachment.load_state_dict(state_dict)
+
+
+class LawLedger(pl.Callback):
+    """Keeps a `lawful.Ledger` over ``trainer.fit`` and logs, after every optimizer step, what moved the laws.
+
+    ``Trainer(callbacks=[FeedbackRule(rule), LawLedger()])``. Logged by ``pl_module.log_dict``, so that Lightning's
+    ``log_every_n_steps``, its loggers, ``ModelCheckpoint(monitor="ledger/violation")`` and the like apply: the names
+    are those of :meth:`lawful.ledger.reading.Reading.scalars`. Accumulated and norm-clipped gradients keep the laws;
+    gradients clipped by value do not, and show as a violation.
+
+    Args:
+        module: dotted name of the submodule whose laws are followed; the LightningModule itself by default.
+        args: example inputs of that module, where its laws cannot be derived without.
+        every_n_steps: read the ledger at every n-th step; a reading evaluates every law twice.
+
+    Attributes:
+        ledger: the ledger; exists from the start of training on, and stays after it. A resumed fit opens a new one.
+    """
+
+    def __init__(self, *, module: str = "", args: Any = (), every_n_steps: int = 1) -> None:
+        self.module, self.args, self.every_n_steps = module, args, every_n_steps
+        self.ledger: Ledger | None = None
+        self._open = ExitStack()
+        self._read_at = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the ledger, after rules were attached and checkpoints restored."""
+        if len(trainer.optimizers) != 1:
+            raise SettingError(f"LawLedger follows one optimizer; configure_optimizers gave {len(trainer.optimizers)}")
+        target = pl_module.get_submodule(self.module)
+        self.ledger = self._open.enter_context(Ledger(target, trainer.optimizers[0], args=self.args))
+        self._read_at = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs when the batch ended in a step."""
+        ledger = self.ledger
+        if ledger is not None and ledger.steps > self._read_at and ledger.steps % self.every_n_steps == 0:
+            self._read_at = ledger.steps
+            pl_module.log_dict(read(ledger).scalars(), on_step=True, on_epoch=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes it."""
+        self._open.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Closes it."""
+        self._open.close()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lawful.errors import SettingError
+from lawful.ledger.ledger import Ledger
+from lawful.ledger.reading import read
 from lawful.training.observer import Epoch
 
 
@@ -46,3 +49,17 @@ class TensorBoardLog:
         """Closes the log."""
         if self._writer is not None:
             self._writer.close()
+
+
+def log_ledger(writer: Any, ledger: Ledger, step: int | None = None) -> None:
+    """Write what moved the laws so far: one scalar a name of :meth:`lawful.ledger.reading.Reading.scalars`.
+
+    Call it after ``optimizer.step()``, at every step or now and then; it evaluates every law twice.
+
+    Args:
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
+        ledger: in use or finished.
+        step: where on the axis; the ledger's own count of steps by default.
+    """
+    for name, value in read(ledger).scalars().items():
+        writer.add_scalar(name, value, ledger.steps if step is None else step)

@@ -1,0 +1,73 @@
+"""What a ledger says at one moment, as numbers with names: the one place that every logger reads from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lawful.errors import NoLawError
+from lawful.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A ledger after some steps.
+
+    Attributes:
+        step: steps of the optimiser so far.
+        parts: cause -> Σ_j |its part of q_j − q_j(0)| over all laws, in the units of q.
+        violation: the rule's own part, relative, largest: 0 when the backward pass is what it claims to be.
+        residual: what the causes leave unexplained, relative, largest.
+        moved: Σ_j |q_j − q_j(0)| / Σ_j |q_j(0)| of the law that has moved furthest.
+        worst: that law's kind and site.
+    """
+
+    step: int
+    parts: Mapping[str, float]
+    violation: float
+    residual: float
+    moved: float
+    worst: str
+
+    def scalars(self, prefix: str = "ledger") -> dict[str, float]:
+        """The numbers by name, for a logger; the last name is that of the law that has moved furthest.
+
+        >>> list(Reading(3, {"finite step": 0.5}, 0.0, 0.0, 0.1, "neuron fc1").scalars())
+        ['ledger/violation', 'ledger/residual', 'ledger/parts/finite step', 'ledger/moved/neuron fc1']
+        """
+        return {
+            f"{prefix}/violation": self.violation,
+            f"{prefix}/residual": self.residual,
+            **{f"{prefix}/parts/{cause}": part for cause, part in self.parts.items()},
+            f"{prefix}/moved/{self.worst}": self.moved,
+        }
+
+
+def read(ledger: Ledger) -> Reading:
+    """The ledger now; costs two evaluations of every law.
+
+    Raises:
+        NoLawError: it follows none.
+    """
+    if not len(ledger.laws):
+        raise NoLawError("the ledger follows no law, so there is nothing to read: see lawful.laws_of(model).reasons")
+    residual = float(ledger.residual.max())  # settles the books, so the parts come after it
+    moved, worst = _furthest(ledger)
+    return Reading(
+        step=ledger.steps,
+        parts={cause: float(part.abs().sum()) for cause, part in ledger.parts.items()},
+        violation=float(ledger.violation.max()),
+        residual=residual,
+        moved=moved,
+        worst=worst,
+    )
+
+
+def _furthest(ledger: Ledger) -> tuple[float, str]:
+    change, start = (ledger.values() - ledger.start).abs(), ledger.start.abs()
+    found, at = [], 0
+    for law in ledger.laws:
+        own = slice(at, at := at + len(law.names))
+        share = float(change[own].sum() / start[own].sum().clamp_min(1e-300))
+        found.append((share, f"{law.kind} {law.formula if law.kind == 'shift' else law.name}"))
+    return max(found)
