@@ -32,6 +32,13 @@ NOT_LINEAR = -1
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """The term of what a norm with this eps adds to the E of its input: nothing as eps → 0."""
+
+    eps: float
+
+
+@dataclass(frozen=True)
 class Known:
     """A block of quantities known from the weights: what a parameter contributes, per channel.
 
@@ -110,7 +117,7 @@ class Balance:
     def is_blind(self, variable: int) -> bool:
         """Whether a variable is what a norm adds: nothing, in its limit."""
         known = self._block_of(variable)[2]
-        return known is not None and known.term is None
+        return known is not None and isinstance(known.term, Unseen)
 
     def spoil(self, ids: Ids, reason: str) -> None:
         """An unknown amount is added to the E of these channels, for this reason."""

@@ -29,8 +29,9 @@ def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
 
 
 def dropout(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """A mask times a constant; the identity in eval mode."""
-    homogeneous(linear=not kwargs.get("training", True))(trace, func, args, kwargs, out)
+    """A mask times a constant; the identity in eval mode, and where nothing is dropped."""
+    named = {"p": 0.5, "training": True, **dict(zip(("input", "p", "training"), args, strict=False)), **kwargs}
+    homogeneous(linear=not (named["training"] and named["p"]))(trace, func, args, kwargs, out)
 
 
 def curved(what: str) -> Handler:
@@ -70,8 +71,11 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
         return torch.full(x.shape, NONE) if labels is None else labels
 
     moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
-    for y, labels in zip(tree_leaves(out), tree_leaves(moved), strict=True):
+    moving = func.__name__ in _MOVING
+    for i, (y, labels) in enumerate(zip(tree_leaves(out), tree_leaves(moved), strict=True)):
         trace.label(y, labels)
+        if moving:
+            trace.moved(labels, f"{i} of {func.__name__} {args[1:]} {kwargs}")
 
 
 def same(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -101,12 +105,19 @@ def pad(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     if labels is None:
         trace.label(out, None)
         return
+    trace.moved(labels, f"pad {width}")
     if mode == "constant":
         if value:
             trace.spoil(labels, f"padding with the constant {value}")
         trace.label(out, F.pad(labels.double(), width, value=NONE if value else ZERO).long())
     else:
         trace.label(out, F.pad(labels.double(), width, mode=mode).long())
+
+
+def _clipped(args: tuple[Any, ...], kwargs: dict) -> bool:
+    """Whether windows of an average pool may hang over the edge."""
+    padding = args[3] if len(args) > 3 else kwargs.get("padding", 0)
+    return padding not in (0, (0,), (0, 0), (0, 0, 0)) or bool(args[4] if len(args) > 4 else kwargs.get("ceil_mode"))
 
 
 def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -122,6 +133,7 @@ def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     shape = [1] * result.dim()
     shape[axis] = len(line)
     key = 0 if "avg" in func.__name__ else None
+    trace.padded(labels, always=key == 0 and "adaptive" not in func.__name__ and _clipped(args, kwargs))
     trace.label(result, trace.passes(torch.from_numpy(line), 1, key).reshape(shape).expand(result.shape))
 
 
@@ -141,6 +153,7 @@ def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
         trace.label(result, None)
         return
     key = 0 if func.__name__ in ("sum", "mean") else None
+    trace.padded(labels)
     trace.label(result, trace.passes(top, 1, key).reshape(result.shape))
 
 
@@ -281,6 +294,11 @@ _STRUCTURAL = (
     "flip roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to "
     "ravel split_with_sizes unfold rot90 diagonal"
 )
+_MOVING = frozenset(
+    "chunk split tensor_split unbind __getitem__ select narrow flip roll index_select split_with_sizes unfold rot90 "
+    "diagonal".split()
+)
+"""Structural operations that change at which positions channels meet, if they are done to some and not to others."""
 _PROPERTIES = "get T,get mT"
 _SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad"
 _CUT = (

@@ -8,6 +8,7 @@ tensor does the same to its labels, so flatten blocks, heads, chunks and residua
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices
-from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known
+from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known, Unseen
 
 NONE = -1
 """Label of an element of no channel: its E is not followed."""
@@ -26,6 +27,22 @@ ZERO = -2
 """Label of an element that is always zero (padding): it belongs to any channel."""
 
 Handler = Callable[["Trace", Callable[..., Any], tuple, dict, Any], None]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A norm, or a softmax, reads the channels ``line`` and cannot see their scale or their shift.
+
+    Args:
+        what: "layer norm", "RMS norm", "group norm" (a layer norm over positions too), "batch norm", "keys" (a softmax
+            over the scores with them) or "softmax output".
+        line: the channels it reads together.
+        eps: of the norm; the scale is unseen as eps → 0.
+    """
+
+    what: str
+    line: Ids
+    eps: float = 0.0
 
 
 class Trace(TorchFunctionMode):
@@ -43,11 +60,14 @@ class Trace(TorchFunctionMode):
         self.balance = Balance()
         self.handlers = handlers
         self.names: dict[int, str] = {}
+        self.loose: dict[str, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
         self.unknown: list[str] = []
         self.path: list[str] = []
-        self.norms: list[tuple[str, Ids]] = []
+        self.norms: list[Sight] = []
+        self.uneven: set[int] = set()
+        self.moves: dict[int, tuple[str, ...]] = {}
         self.writers: dict[AffineMap, list[Ids]] = {}
         self.readers: dict[AffineMap, list[tuple[Ids, Ids]]] = {}
         self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
@@ -138,13 +158,23 @@ class Trace(TorchFunctionMode):
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
 
-    def blind(self, norm: str, line: Ids, x: torch.Tensor, axis: int) -> None:
-        """A norm reads these channels and cannot see their scale (nor, if centred, their shift)."""
-        self.norms.append((norm, line))
-        if norm == "batch norm":
-            ids = line[line >= 0]
-            amounts = self.balance.fresh(len(ids), known=Known(None, np.arange(len(ids))))
-            self.balance.read(ids, amounts, 1, NOT_LINEAR)
+    def blind(self, line: Ids, eps: float) -> None:
+        """A batch norm reads these channels, each by itself."""
+        self.norms.append(Sight("batch norm", line, eps))
+        amounts = self.balance.fresh(len(line), known=Known(Unseen(eps), np.arange(len(line))))
+        self.balance.read(line, amounts, 1, NOT_LINEAR)
+
+    def moved(self, labels: torch.Tensor, how: str) -> None:
+        """These channels were sliced, rolled or flipped; channels moved apart meet at other positions afterwards."""
+        for i in torch.unique(labels).tolist():
+            if i >= 0 and how not in self.moves.get(i, ()):
+                self.moves[i] = (*self.moves.get(i, ()), how)
+
+    def padded(self, labels: torch.Tensor, *, always: bool = False) -> None:
+        """Positions of these channels are not alike when some of them are zero: a shift of a channel shows."""
+        if always or bool((labels == ZERO).any()):
+            ids = torch.unique(labels)
+            self.uneven.update(ids[ids >= 0].tolist())
 
     def lines(self, labels: torch.Tensor | None, axis: int, size: int, reason: str) -> Ids:
         """The channel of each index of an axis, (size,); NONE where an index holds several, and those are spoiled."""
@@ -264,12 +294,12 @@ class Trace(TorchFunctionMode):
         maps = dict.fromkeys([*self.writers, *self.readers])
         self.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
         for amap, uses in self.writers.items():
-            if amap not in tied:
+            if amap not in tied and not any(s.parameter in self.loose for s in amap.slices):
                 self._tie_writer(amap, uses, known)
         for amap, uses in self.readers.items():
             assert amap.into is not None
             same = all(np.array_equal(uses[0][0], line) for line, _ in uses)
-            if amap not in tied and same:
+            if amap not in tied and same and amap.into.parameter not in self.loose:
                 line, amounts = uses[0]
                 block = Known(known(amap.into, amap, False), line)
                 total = self.balance.fresh(len(amounts), known=block)
@@ -277,7 +307,7 @@ class Trace(TorchFunctionMode):
         taken = {s.parameter for amap in maps for s in amap.slices}
         for name, uses in self.sources.items():
             line, amounts = uses[0]
-            if name not in taken and all(np.array_equal(line, other) for other, _ in uses):
+            if name not in taken and name not in self.loose and all(np.array_equal(line, other) for other, _ in uses):
                 lines = Slices(name, (len(line),), (0,))
                 block = Known(known(lines, AffineMap(lines, None), True), line)
                 self._sum_of([a for _, a in uses], [self.balance.fresh(len(amounts), known=block)])
