@@ -1,7 +1,7 @@
 """The error balance summed over channels: what a norm cannot see is the scale of all it reads together.
 
-A layer norm, RMS norm or group norm receives Σ_j E_j → 0 over the channels j it reads together as its eps → 0, though no
-single E_j is known. Channels that hang together, by equations or by being read together, form a *bundle*: a residual
+A layer norm, RMS norm or group norm receives Σ_j E_j → 0 over the channels j it reads together as its eps → 0, though
+no single E_j is known. Channels that hang together, by equations or by being read together, form a *bundle*: a residual
 stream, or the part of it that falls into one group of a group norm. Summing every block of the balance over the
 channels of one bundle leaves a small system with one variable per block, where that is one more known number.
 """
@@ -122,7 +122,7 @@ class _Bundles:
         return np.where(channel >= 0, self.of[start + np.maximum(channel, 0)], -1)
 
     def _sums(self, ids: Ids) -> dict[int, dict[int, bool]]:
-        """bundle -> block -> whether the variables are all of the block's variables in the bundle, each once."""
+        """Bundle -> block -> whether the variables are all of the block's variables in the bundle, each once."""
         found: dict[int, dict[int, bool]] = defaultdict(dict)
         ids = ids[self.of[ids] >= 0]
         distinct, counts = np.unique(ids, return_counts=True)
@@ -140,7 +140,7 @@ class _Bundles:
         row[name] = row.get(name, Fraction(0)) + weight
 
     def systems(self) -> dict[int, list[Row]]:
-        """bundle -> its equations: those of the balance, summed, and the norms' own."""
+        """Bundle -> its equations: those of the balance, summed, and the norms' own."""
         found: dict[int, list[Row]] = defaultdict(list)
         for entries in self._balance.equation_calls:
             rows: dict[int, Row] = defaultdict(dict)
@@ -170,11 +170,11 @@ class _Bundles:
         """Σ_j E_j of every block in every bundle, as what its readers add."""
         readings: dict[tuple[int, int], list[tuple[Ids, np.ndarray]]] = defaultdict(list)
         for source, into, coefficient, _ in self._balance.reads:
-            inside = self.of[source] >= 0
-            source, into, coefficient = source[inside], into[inside], coefficient[inside]
-            pair = self._pair(source)
+            inside = np.nonzero(self.of[source] >= 0)[0]
+            pair = self._pair(source[inside])
             for p in np.unique(pair).tolist():
-                readings[divmod(p, len(self._blocks))].append((into[pair == p], coefficient[pair == p]))
+                at = inside[pair == p]
+                readings[divmod(p, len(self._blocks))].append((into[at], coefficient[at]))
         reasons: dict[int, set[str]] = defaultdict(set)
         for i, why in self._balance.reasons.items():
             if self.of[i] >= 0:

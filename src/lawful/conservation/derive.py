@@ -148,7 +148,7 @@ def laws_of(
         laws += _stream(stream, potential)
     order = {name: i for i, name in enumerate(theta)}
     laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
-    return LawSet(laws, _reasons(trace, covered, lacking), trace.unknown)
+    return LawSet(laws, _reasons(trace, covered, lacking, theta), trace.unknown)
 
 
 def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
@@ -353,7 +353,9 @@ def _site(written: Sequence[_Block]) -> str:
     return " + ".join(modules) if len(modules) <= 3 else f"{modules[0]} + … + {modules[-1]} ({len(modules)} writers)"
 
 
-def _reasons(trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str]) -> dict[str, str]:
+def _reasons(
+    trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str], theta: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
     """Why the channels of a writer have no law."""
     found = {}
     for amap, uses in trace.writers.items():
@@ -362,6 +364,10 @@ def _reasons(trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str]) 
             why += [trace.loose[s.parameter] for s in amap.slices if s.parameter in trace.loose]
             why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])
+    met = {s.parameter for amap in trace.writers for s in amap.slices} | {s.parameter for _, s in trace.readers}
+    for name, parameter in theta.items():
+        if parameter.dim() > 1 and name not in met | trace.sources.keys():
+            found[name] = "how it is used is not followed"
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,7 +16,8 @@ from lawful.affine.maps import AffineMap
 from lawful.affine.slices import vector
 from lawful.conservation.elementwise import addition
 from lawful.conservation.norms import batch_norm, bound, dotted, group_norm, layer_norm
-from lawful.conservation.trace import NONE, ZERO, Handler, Sight, Trace
+from lawful.conservation.products import addmm, bilinear, contract, einsum, matmul, mix, score, view_of
+from lawful.conservation.trace import Handler, Sight, Trace
 
 
 def _computed(trace: Trace, x: Any, weight: Any, out: torch.Tensor, what: str) -> None:
@@ -30,7 +32,12 @@ def linear(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs
     a = bound(args, kwargs, "input weight bias")
     weight, bias, ok = dotted(trace, a["weight"], a.get("bias"))
     if not ok or weight is None:
-        _computed(trace, a["input"], a["weight"], out, "a linear layer")
+        view, added = view_of(trace, a["weight"]), view_of(trace, a.get("bias"))
+        if view is None or (added is None) != (a.get("bias") is None):
+            _computed(trace, a["input"], a["weight"], out, "a linear layer")
+            return
+        lead = string.ascii_uppercase[: a["input"].dim() - 1]
+        contract(trace, view, "oi", [(a["input"], f"{lead}i")], out, f"{lead}o", added)
         return
     trace.affine(maps.linear(weight, tuple(a["weight"].shape), bias), a["input"], -1, out, -1)
 
@@ -70,41 +77,6 @@ def embedding(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
 # -- attention ---------------------------------------------------------------------------------------------------
 
 
-def _mix(trace: Trace, values: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike."""
-    top = values.amax(-2, keepdim=True)
-    if not bool((values.masked_fill(values == ZERO, NONE) == top).logical_or(values == ZERO).all()):
-        trace.spoil(values, "a product over channels that is no layer")
-        return None
-    return trace.passes_by(top, _heads(top)).expand(out.shape)
-
-
-def _heads(labels: torch.Tensor) -> torch.Tensor:
-    """For each element the index of its matrix, batch entries that share channels counted as one."""
-    if labels.dim() <= 2:
-        return torch.ones_like(labels)
-    lead = torch.arange(labels[..., 0, 0].numel()).reshape(labels.shape[:-2])
-    return (lead + 1)[..., None, None].expand(labels.shape)
-
-
-def _score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> np.ndarray:
-    """Scores s = q · k over the last axis of both: E_j(q) = E_j(k), whatever reads s."""
-    q, k = (x.amax(-2, keepdim=True) for x in (queries, keys))
-    for whole, top in ((queries, q), (keys, k)):
-        if not bool((whole == top).all()):
-            trace.spoil(queries, "a score whose channels change with the position")
-            trace.spoil(keys, "a score whose channels change with the position")
-            return np.zeros(0, dtype=np.int64)
-    q, k = torch.broadcast_tensors(q, k)
-    pairs, first = np.unique(torch.stack([q.reshape(-1), k.reshape(-1)]).numpy(), axis=1, return_index=True)
-    heads = _heads(q).reshape(-1).numpy()[first]
-    amounts = trace.balance.fresh(pairs.shape[1])
-    for side in pairs:
-        live = side >= 0
-        trace.balance.read(side[live], amounts[live], 1, heads[live])
-    return amounts
-
-
 def attention(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """``F.scaled_dot_product_attention``."""
     a = bound(args, kwargs, "query key value attn_mask dropout_p is_causal")
@@ -120,7 +92,7 @@ def attend(
 ) -> None:
     """softmax(q kᵀ) v on labels."""
     if query is not None and key is not None:
-        amounts, ids = _score(trace, query, key), np.unique(key[key >= 0].numpy())
+        amounts, ids = score(trace, query, key), np.unique(key[key >= 0].numpy())
         if not np.isin(ids, query.numpy()).any():  # the softmax sees no shift of the keys alone
             trace.norms.append(Sight("keys", ids))
             trace.padded(key)
@@ -128,29 +100,7 @@ def attend(
     else:
         for labels in (query, key):
             trace.spoil(labels, "a score with something that is no channel")
-    trace.label(out, None if value is None else _mix(trace, value, out))
-
-
-def matmul(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """A product with a parameter is a layer; of two activations a score or a mixture; of a constant a mixture."""
-    named = bound(args, kwargs, "left right")
-    left: Any = named["left"]
-    right: Any = named.get("right", named.get("other", named.get("mat2")))
-    name = trace.names.get(id(right))
-    if name is not None and right.dim() == 2:
-        trace.affine(maps.transposed_linear(name, tuple(right.shape)), left, -1, out, -1)
-        return
-    a, b = trace.labels(left), trace.labels(right)
-    scored = a is not None and b is not None and bool((a[..., :1, :] == a).all()) and bool((b[..., :1] == b).all())
-    if a is None and b is not None and right.dim() >= 2 and left.dim() >= 2:
-        trace.label(out, _mix(trace, b, out))
-        return
-    if scored and a is not None and b is not None and left.dim() >= 2 and right.dim() >= 2:
-        _score(trace, a, b.mT)
-    else:
-        for labels in (a, b):
-            trace.spoil(labels, "a matrix product that is not followed")
-    trace.label(out, None)
+    trace.label(out, None if value is None else mix(trace, value, out.shape))
 
 
 def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -314,7 +264,10 @@ TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     "group_norm": group_norm,
     "scaled_dot_product_attention": attention,
-    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
+    "einsum": einsum,
+    "bilinear": bilinear,
     "multi_head_attention_forward": multi_head_function,
 }
 """Function name -> what it does to channels."""

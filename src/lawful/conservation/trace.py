@@ -69,7 +69,8 @@ class Trace(TorchFunctionMode):
         self.uneven: set[int] = set()
         self.moves: dict[int, tuple[str, ...]] = {}
         self.writers: dict[AffineMap, list[Ids]] = {}
-        self.readers: dict[AffineMap, list[tuple[Ids, Ids]]] = {}
+        self.readers: dict[tuple[AffineMap, Slices], list[tuple[Ids, Ids]]] = {}
+        self.outside: set[tuple[AffineMap, Slices]] = set()
         self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
         self.tied: set[AffineMap] = set()
         self.score_amounts: set[int] = set()
@@ -84,14 +85,15 @@ class Trace(TorchFunctionMode):
         """Give a tensor its labels; None says that it is known and has no channels."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
-        if tensor.grad_fn is not None:
-            self._nodes[tensor.grad_fn] = labels
+        if (node := _node(tensor)[0]) is not None:
+            self._nodes[node] = labels
 
     def labels(self, x: object) -> torch.Tensor | None:
         """The labels of an operand, or None."""
         if not isinstance(x, torch.Tensor):
             return None
-        hidden = x.grad_fn is not None and x.grad_fn not in self._nodes
+        node, _ = _node(x)
+        hidden = node is not None and node not in self._nodes
         if id(x) not in self._labels or (hidden and not self.trusting):
             self._foreign(x)  # perhaps made by known operations, inside a Function with a backward pass of its own
         return self._labels[id(x)]
@@ -106,18 +108,22 @@ class Trace(TorchFunctionMode):
 
     def _foreign(self, tensor: torch.Tensor) -> None:
         """A tensor that no followed operation made: a custom autograd Function hides what it read."""
-        front, seen = [tensor.grad_fn], set()
+        made_by, base = _node(tensor)
+        if id(base) in self.names:  # it stands for a parameter
+            self.label(tensor, None)
+            return
+        front, seen = [made_by], set()
         while front:
             node = front.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
             if node in self._nodes:
-                self.spoil(self._nodes[node], f"{tensor.grad_fn.name() if tensor.grad_fn else '?'} is unknown")
+                self.spoil(self._nodes[node], f"{made_by.name() if made_by else '?'} is unknown")
                 continue
             front += [child for child, _ in node.next_functions]
-        if tensor.grad_fn is not None:
-            self.note_unknown(tensor.grad_fn.name())
+        if made_by is not None:
+            self.note_unknown(made_by.name())
         self.label(tensor, None)
 
     # -- what operations do --------------------------------------------------------------------------------------
@@ -193,14 +199,19 @@ class Trace(TorchFunctionMode):
         ids = self.write(amap)
         self.label_axis(out, ids, out_axis)
 
-    def read_lines(self, amap: AffineMap, labels: torch.Tensor | None, axis: int) -> None:
-        """The consumer side of an affine map."""
-        if amap.into is None or labels is None:
+    def read_lines(self, amap: AffineMap, labels: torch.Tensor | None, axis: int, into: Slices | None = None) -> None:
+        """The consumer side of an affine map; ``into`` where it reads several inputs."""
+        into = amap.into if into is None else into
+        if into is None:
             return
-        if labels.shape[axis] != amap.into.count:
-            self.spoil(labels, f"{amap.into.parameter} reads it in a way that is not followed")
+        if labels is None:
+            self.outside.add((amap, into))
             return
-        line = self.lines(labels, axis, amap.into.count, f"{amap.into.parameter} mixes positions of it")
+        if labels.shape[axis] != into.count:
+            self.outside.add((amap, into))
+            self.spoil(labels, f"{into.parameter} reads it in a way that is not followed")
+            return
+        line = self.lines(labels, axis, into.count, f"{into.parameter} mixes positions of it")
         if (line == ZERO).all():
             return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
@@ -213,7 +224,7 @@ class Trace(TorchFunctionMode):
             for g in range(amap.groups):
                 keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
         self.balance.read(channels[alive], amounts, 1, keys)
-        self.readers.setdefault(amap, []).append((np.maximum(number, NONE), amounts))
+        self.readers.setdefault((amap, into), []).append((np.maximum(number, NONE), amounts))
 
     def source(self, name: str, parameter: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
         """A bare parameter is an operand: the amount it contributes to each class of elements; NONE where unknown.
@@ -261,14 +272,16 @@ class Trace(TorchFunctionMode):
         held = {id(x): self._labels[id(x)] for x in before}
         out = func(*args, **kwargs)
         for x in before:  # an operation in place gave it another node
-            if x.grad_fn is not None:
-                self._nodes.setdefault(x.grad_fn, held[id(x)])
+            if (node := _node(x)[0]) is not None:
+                self._nodes.setdefault(node, held[id(x)])
         handler = self.handlers.get(name)
         self.paused += 1
         try:
             if handler is not None:
                 handler(self, func, args, kwargs, out)
             elif any(isinstance(y, torch.Tensor) for y in tree_leaves(out)):
+                if any(id(of) in self.names for x in before for of in (x, _node(x)[1])):
+                    self.note_unknown(name)
                 self._unhandled(name, [labels for labels in held.values() if labels is not None], out)
         finally:
             self.paused -= 1
@@ -291,17 +304,16 @@ class Trace(TorchFunctionMode):
         Args:
             known: (lines, map, written?) -> what a block of known quantities stands for.
         """
-        maps = dict.fromkeys([*self.writers, *self.readers])
+        maps = dict.fromkeys([*self.writers, *(amap for amap, _ in self.readers)])
         self.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
         for amap, uses in self.writers.items():
             if amap not in tied and not any(s.parameter in self.loose for s in amap.slices):
                 self._tie_writer(amap, uses, known)
-        for amap, uses in self.readers.items():
-            assert amap.into is not None
+        for (amap, into), uses in self.readers.items():
             same = all(np.array_equal(uses[0][0], line) for line, _ in uses)
-            if amap not in tied and same and amap.into.parameter not in self.loose:
+            if amap not in tied and same and (amap, into) not in self.outside and into.parameter not in self.loose:
                 line, amounts = uses[0]
-                block = Known(known(amap.into, amap, False), line)
+                block = Known(known(into, amap, False), line)
                 total = self.balance.fresh(len(amounts), known=block)
                 self._sum_of([a for _, a in uses], [total])
         taken = {s.parameter for amap in maps for s in amap.slices}
@@ -323,6 +335,12 @@ class Trace(TorchFunctionMode):
         at = np.arange(len(totals[0]))
         key = 0 if groups == 1 else at * groups // len(at) + 1
         self.balance.equate(len(at), [*((at, ids, 1) for ids in uses), *((at, ids, -1) for ids in totals)], key)
+
+
+def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+    """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.grad_fn, x._base
 
 
 def _share(a: AffineMap, b: AffineMap) -> bool:
