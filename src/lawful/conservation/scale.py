@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Final
+
+from torch import nn
 
 from lawful.conservation.neuron import NeuronLaw, Term
+
+LIMIT: Final = 1e-60
+"""An eps that is as good as 0 in double precision, and positive, as batch norm asks of it."""
+_EPS: Final = ("eps", "epsilon", "variance_epsilon")
 
 
 class ScaleLaw(NeuronLaw):
@@ -32,3 +40,13 @@ class ScaleLaw(NeuronLaw):
         )
         super().__init__(name, terms, source, names, kind="scale", note=note)
         self.eps = eps
+
+
+def at_limit(model: nn.Module) -> nn.Module:
+    """A copy of a model in which the eps of every norm that keeps it as an attribute is as good as 0."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        for name in _EPS:
+            if isinstance(vars(module).get(name), float) or (name == "eps" and isinstance(module, nn.RMSNorm)):
+                setattr(module, name, LIMIT)
+    return copied
