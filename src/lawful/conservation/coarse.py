@@ -21,7 +21,7 @@ from lawful.conservation.balance import Balance, Ids, Known, Unseen
 from lawful.conservation.elimination import Row, relations
 from lawful.conservation.trace import Sight
 
-NORMS = frozenset({"layer norm", "RMS norm", "group norm"})
+NORMS = frozenset({"layer norm", "RMS norm", "group norm", "norm of padding"})
 _REASONS = frozenset(f"{norm} mixes its channels" for norm in NORMS)
 EPS, BATCH = "eps", "eps of a batch norm"
 

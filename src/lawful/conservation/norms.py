@@ -45,13 +45,13 @@ def _together(trace: Trace, what: str, rows: torch.Tensor, eps: float) -> None:
         if bool((row == NONE).any()):
             trace.spoil(live, f"{what} over something that is no channel")
             continue
+        kind = what
         if bool((row == ZERO).any()) or bool((counts != counts[0]).any()):
-            trace.spoil(live, f"{what} over channels with padding between them")
-            continue
-        trace.spoil(live, f"{what} mixes its channels")
-        spread = "group norm" if what == "layer norm" and int(counts[0]) > 1 else what
-        spread = "layer norm" if what == "group norm" and int(counts[0]) == 1 else spread
-        trace.norms.append(Sight(spread, ids.numpy(), eps))
+            kind = "norm of padding"
+        elif what != "RMS norm":
+            kind = "layer norm" if int(counts[0]) == 1 else "group norm"
+        trace.spoil(live, f"{kind} mixes its channels")
+        trace.norms.append(Sight(kind, ids.numpy(), eps))
 
 
 def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:

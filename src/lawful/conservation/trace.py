@@ -34,8 +34,9 @@ class Sight:
     """A norm, or a softmax, reads the channels ``line`` and cannot see their scale or their shift.
 
     Args:
-        what: "layer norm", "RMS norm", "group norm" (a layer norm over positions too), "batch norm", "keys" (a softmax
-            over the scores with them) or "softmax output".
+        what: "layer norm", "group norm" (a layer norm over positions too), "RMS norm", "norm of padding" (of whatever
+            kind: a shift of the channels is seen, since zeros do not shift), "batch norm", "keys" (a softmax over the
+            scores with them) or "softmax output".
         line: the channels it reads together.
         eps: of the norm; the scale is unseen as eps → 0.
     """
