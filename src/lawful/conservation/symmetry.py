@@ -41,6 +41,7 @@ class Blindness:
 
     def __init__(self, trace: Trace) -> None:
         self._balance = trace.balance
+        self._active, self._blind = trace.balance.activations(), trace.balance.blind()
         self._reads: dict[int, list[tuple[int, bool]]] = defaultdict(list)
         for source, into, plain in trace.balance.plain_reads():
             for s, t in zip(source.tolist(), into.tolist(), strict=True):
@@ -114,7 +115,7 @@ class Blindness:
     def _onward_of(self, i: int) -> list[tuple[int, bool]]:
         found = []
         for t, plain in self._reads.get(i, ()):
-            onward = t if self._balance.is_activation(t) else self._onward.get(t)
+            onward = t if self._active[t] else self._onward.get(t)
             if onward is not None and onward != i:
                 found.append((onward, plain))
         return found
@@ -160,9 +161,9 @@ class Blindness:
         """Channels that this one is copied or added into; None when a reader does something else with it."""
         targets = []
         for t, plain in self._reads.get(i, ()):
-            if self._balance.is_blind(t) or (constant and t in self._scores):
+            if self._blind[t] or (constant and t in self._scores):
                 continue
-            onward = t if self._balance.is_activation(t) else self._onward.get(t)
+            onward = t if self._active[t] else self._onward.get(t)
             if onward is None or not plain:
                 return None
             targets.append(onward)
