@@ -38,11 +38,17 @@ class Flow:
         args, kwargs = x if isinstance(x, tuple) else (x,), kwargs or {}
         self.laws = laws_of(model, args, kwargs, output=output, identity=True)
         self.theta = {n: p.detach() for n, p in model.named_parameters()}
-        out = model(*args, **kwargs)
+        self.g = self.gradients(x, output=output, kwargs=kwargs)
+
+    def gradients(self, x, *, output="free", kwargs=None, seed=5):
+        """−Ẇ for another input and another random error, at the same weights."""
+        torch.manual_seed(seed)
+        self.model.zero_grad()
+        out = self.model(*(x if isinstance(x, tuple) else (x,)), **(kwargs or {}))
         out = out.logits if hasattr(out, "logits") else out
         error = torch.randn_like(out)
         out.backward(error - error.mean(-1, keepdim=True) if output == "softmax" else error)
-        self.g = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in self.model.named_parameters()}
 
     def of(self, kind):
         """Law name -> law, of one kind."""
