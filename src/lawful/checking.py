@@ -137,18 +137,18 @@ def lawcheck(
     every = laws_of(twin, inputs, named, potentials=potentials, identity=True, output=output)
     laws = every.of_kind("neuron", "matrix")
     reference = _reference(twin, potentials) if direct_rule(twin) is None else None
+    unseen = _Unseen(twin, every, inputs, named, given, loss_fn)
     worst: dict[tuple[str, str], float] = {}
     for seed in range(PROBES):
         generator = torch.Generator().manual_seed(seed)
         theta = _random_weights(twin, generator)
         for (what, where), violation in _probe(twin, reference, inputs, named, laws, potentials, theta, seed, loss_fn):
             worst[what, where] = max(worst.get((what, where), 0.0), violation)
-    blind, unchecked = _unseen(twin, every, inputs, named, given, loss_fn)
-    for law, violation in blind:
-        key = "identity", f"{law.name} ({law.kind})"
-        worst[key] = max(worst.get(key, 0.0), violation)
+        for law, violation in unseen.violations(theta, seed):
+            key = "identity", f"{law.name} ({law.kind})"
+            worst[key] = max(worst.get(key, 0.0), violation)
     table = tuple(Check(what, where, violation) for (what, where), violation in worst.items())
-    return LawCheck(table, every, unchecked=tuple(unchecked))
+    return LawCheck(table, every, unchecked=tuple(unseen.unchecked.values()))
 
 
 def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
@@ -191,38 +191,53 @@ def _probe(
     return found
 
 
-def _unseen(
-    twin: nn.Module,
-    laws: LawSet,
-    inputs: tuple,
-    named: dict,
-    given: Callable[[str], Potential] | None,
-    loss_fn: Callable[[Any], torch.Tensor] | None,
-) -> tuple[list[tuple[Law, float]], list[str]]:
+class _Unseen:
     """Shift laws, with error signals as a softmax sends them, and scale laws, in the limit eps → 0 of the norms.
 
     What should vanish is rounding there, so it is compared with the other gradients of the module and the model too.
     """
-    theta = tensors(twin)
-    gradients = _gradients(twin, inputs, named, 0, loss_fn, centred=True)
-    found = [(law, _violation(law, theta, gradients, _near(law, gradients))) for law in laws.of_kind("shift")]
-    if not laws.of_kind("scale"):
-        return found, []
-    limit = at_limit(twin)
-    potentials = potentials_of(limit) if given is None else given
-    exact = laws_of(limit, inputs, named, potentials=potentials, identity=True).of_kind("scale")
-    gradients, unchecked = _gradients(limit, inputs, named, 0, loss_fn), []
-    finite = all(bool(g.isfinite().all()) for g in gradients.values())
-    floor = 1e-4 * max(float((theta[n] * g).abs().max()) for n, g in gradients.items() if g.numel())
-    for law in exact:
-        assert isinstance(law, ScaleLaw)
-        if law.eps > LIMIT:
-            unchecked.append(f"{law.name} (scale): a norm keeps its eps or rounds ({law.eps:.1g}) when eps → 0")
-        elif not finite:
-            unchecked.append(f"{law.name} (scale): the gradients are not finite as eps → 0")
-        else:
-            found.append((law, _violation(law, theta, gradients, floor)))
-    return found, unchecked
+
+    def __init__(
+        self,
+        twin: nn.Module,
+        laws: LawSet,
+        inputs: tuple,
+        named: dict,
+        given: Callable[[str], Potential] | None,
+        loss_fn: Callable[[Any], torch.Tensor] | None,
+    ) -> None:
+        self._twin, self._run = twin, (inputs, named)
+        self._loss_fn, self._shifts = loss_fn, laws.of_kind("shift")
+        self.unchecked: dict[str, str] = {}
+        self._scales: list[Law] = []
+        if not laws.of_kind("scale"):
+            return
+        self._limit = at_limit(twin)
+        potentials = potentials_of(self._limit) if given is None else given
+        for law in laws_of(self._limit, inputs, named, potentials=potentials, identity=True).of_kind("scale"):
+            assert isinstance(law, ScaleLaw)
+            if law.eps > LIMIT:
+                why = f"a norm keeps its eps or rounds ({law.eps:.1g}) when eps → 0"
+                self.unchecked[law.name] = f"{law.name} (scale): {why}"
+            else:
+                self._scales.append(law)
+
+    def violations(self, theta: dict[str, torch.Tensor], seed: int) -> list[tuple[Law, float]]:
+        """Of the shift laws and of the scale laws, at the weights that the twin has now."""
+        found: list[tuple[Law, float]] = []
+        if self._shifts:
+            gradients = _gradients(self._twin, *self._run, seed, self._loss_fn, centred=True)
+            found += [(law, _violation(law, theta, gradients, _near(law, gradients))) for law in self._shifts]
+        if self._scales:
+            self._limit.load_state_dict(self._twin.state_dict())
+            gradients = _gradients(self._limit, *self._run, seed, self._loss_fn)
+            if not all(bool(g.isfinite().all()) for g in gradients.values()):
+                why = "the gradients are not finite as eps → 0"
+                self.unchecked.update({law.name: f"{law.name} (scale): {why}" for law in self._scales})
+                return found
+            floor = 1e-4 * max(float((theta[n] * g).abs().max()) for n, g in gradients.items() if g.numel())
+            found += [(law, _violation(law, theta, gradients, floor)) for law in self._scales]
+        return found
 
 
 def _near(law: Law, gradients: dict[str, torch.Tensor]) -> float:
