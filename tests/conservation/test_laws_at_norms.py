@@ -63,6 +63,27 @@ class OwnLayerNorm(nn.Module):
         return self.weight * z / (z.pow(2).mean(-1, keepdim=True) + self.eps).sqrt() + self.bias
 
 
+class OwnLayerNorm2d(OwnLayerNorm):
+    """Over the channels, on axis 1, as networks of convolutions have it."""
+
+    def forward(self, x):
+        z = x - x.mean(1, keepdim=True)
+        z = z / (z.pow(2).mean(1, keepdim=True) + self.eps).sqrt()
+        return self.weight[:, None, None] * z + self.bias[:, None, None]
+
+
+class LayerScale(nn.Module):
+    """γ[:, None, None] ⊙ x + β[:, None, None], between two layers: a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3)
+        self.gamma, self.beta = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x) * self.gamma[:, None, None] + self.beta))
+
+
 class OwnOddNorm(OwnLayerNorm):
     """Divides by the sample standard deviation plus ε: no layer norm."""
 
@@ -103,6 +124,8 @@ MODELS = {
     "RMS norm": (lambda: linear(nn.RMSNorm(6)), S, {"scale": 1, "neuron": 6}),
     "own RMS norm": (lambda: linear(OwnRMSNorm(6)), S, {"scale": 1, "neuron": 6}),
     "own layer norm": (lambda: linear(OwnLayerNorm(6)), S, {"scale": 1, "shift": 6, "neuron": 6}),
+    "own norm of channels": (lambda: conv(OwnLayerNorm2d(4)), X, {"scale": 1, "shift": 19, "neuron": 4}),
+    "layer scale": (LayerScale, X, {"neuron": 8}),
     "own odd norm": (lambda: linear(OwnOddNorm(6)), S, {"neuron": 6}),
     "layer norm per head": (lambda: Heads(nn.LayerNorm), S, {"scale": 4, "shift": 28, "neuron": 12}),
     "RMS norm per head": (lambda: Heads(nn.RMSNorm), S, {"scale": 4, "neuron": 12}),
@@ -134,7 +157,9 @@ def test_laws_and_their_rates(name, rule):
     make, x, expected = MODELS[name]
     lawful.register(OwnRMSNorm, elementwise=["weight"])
     lawful.register(OwnLayerNorm, elementwise=["weight"], added=["bias"])
-    lawful.register(OwnOddNorm, elementwise=["weight"], added=["bias"])
+    for norm in (OwnLayerNorm2d, OwnOddNorm):
+        lawful.register(norm, elementwise=["weight"], added=["bias"])
+    lawful.register(LayerScale, elementwise=["gamma"], added=["beta"])
     flow = Flow(make(), x, rule)
     count = {kind: sum(len(law.names) for law in flow.laws.of_kind(kind)) for kind in ("scale", "shift", "neuron")}
     assert {kind: n for kind, n in count.items() if n} == expected

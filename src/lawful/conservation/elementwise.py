@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lawful.conservation.balance import NOT_LINEAR, Ids
+from lawful.conservation.products import View, view_of
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
 
 
@@ -167,13 +168,19 @@ def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndar
     return flat[torch.from_numpy(first)].numpy(), code.reshape(shape)
 
 
+def _parameters(trace: Trace, operands: Sequence[Any]) -> dict[int, View]:
+    """The operands that are whole parameters, or reshaped ones."""
+    views = {i: view_of(trace, x) for i, x in enumerate(operands)}
+    return {i: view for i, view in views.items() if view is not None and view.window is None}
+
+
 def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, difference, maximum, where: jointly homogeneous, so the operands' amounts add up to E of the result."""
     operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
     if "other" in kwargs:
         operands.append(kwargs["other"])
     linear = func.__name__.strip("_r") in ("add", "sub", "iadd", "isub")
-    parameters = {i: trace.names[id(x)] for i, x in enumerate(operands) if id(x) in trace.names}
+    parameters = _parameters(trace, operands)
     labels = [trace.full(x, out.shape) for x in operands]
     if all(bool((l < 0).all()) for l in labels):
         trace.label(out, None)
@@ -192,7 +199,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
         trace.balance.link(amounts, ids[reads])
         entries.append((np.nonzero(reads)[0], amounts, 1))
         if i in parameters:
-            sourced = trace.source(parameters[i], operands[i], place, len(classes))
+            sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
             at = np.nonzero((column == NONE) & live & (sourced >= 0))[0]
             entries.append((at, sourced[at], 1))
             known = np.zeros(len(classes), dtype=bool)
@@ -219,7 +226,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     labels = [
         trace.full(x, out.shape) if isinstance(x, torch.Tensor) else torch.full(out.shape, NONE) for x in operands
     ]
-    parameters = {i: trace.names[id(x)] for i, x in enumerate(operands) if id(x) in trace.names}
+    parameters = _parameters(trace, operands)
     if all(bool((l < 0).all()) for l in labels):
         trace.label(out, None)
         return
@@ -233,7 +240,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         reads = (column >= 0) & live
         trace.balance.read(column[reads], ids[reads], 1, 0 if uniform else NOT_LINEAR)
         if i in parameters:
-            sourced = trace.source(parameters[i], operands[i], place, len(classes))
+            sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
             at = np.nonzero(live & (sourced >= 0))[0]
             trace.balance.equate(len(at), [(np.arange(len(at)), ids[at], 1), (np.arange(len(at)), sourced[at], -1)])
     trace.label(out, torch.from_numpy(ids)[place])

@@ -81,12 +81,13 @@ def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
     _normed(trace, centred, a, torch.finfo(out.dtype).eps if eps is None else eps, out, axes)
 
 
-def _normed(trace: Trace, centred: bool, a: dict, eps: float, out: torch.Tensor, axes: int = 1) -> None:
+def _normed(trace: Trace, centred: bool, a: dict, eps: float, out: torch.Tensor, axes: int = 1, axis: int = -1) -> None:
     labels = trace.labels(a["input"])
     if labels is not None:
-        _together(trace, "layer norm" if centred else "RMS norm", labels.flatten(-axes).flatten(0, -2), eps)
+        rows = labels.movedim(axis, -1).flatten(-axes).flatten(0, -2)
+        _together(trace, "layer norm" if centred else "RMS norm", rows, eps)
     if axes == 1:
-        _scaled(trace, a, out, -1)
+        _scaled(trace, a, out, axis)
     else:
         trace.label(out, None)
 
@@ -105,18 +106,20 @@ def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 @torch.no_grad()
-def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float] | None:
-    """Whether γ x̂ + β is what a module computes, judged by its numbers: (centred?, eps), or None for anything else.
+def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float, int] | None:
+    """Whether γ x̂ + β is what a module computes, judged by its numbers: (centred?, eps, axis), or None if it is not.
 
     The output gives 1/√(v + ε) at every position, and so ε. A norm that computes in single precision on double inputs
     has that rounding for its ε: no sharper than that is its scale unseen.
     """
     weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
-    if not x.is_floating_point() or x.dim() < 2 or weight is None or weight.numel() != x.shape[-1]:
+    if not x.is_floating_point() or x.dim() < 2 or weight is None or weight.numel() not in (x.shape[-1], x.shape[1]):
         return None
+    axis = -1 if weight.numel() == x.shape[-1] else 1
     out = module.forward(x)
     if not isinstance(out, torch.Tensor) or out.shape != x.shape or not bool((weight != 0).all()):
         return None
+    x, out = x.movedim(axis, -1), out.movedim(axis, -1)
     y = ((out if bias is None else out - bias) / weight).double()
     own, coarse = 64 * torch.finfo(x.dtype).eps, 64 * torch.finfo(torch.float32).eps
     for centred in (False, True):
@@ -127,7 +130,7 @@ def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float] | None:
         eps = torch.where(eps.abs() <= own * v.max(), 0.0, eps).clamp(min=0)
         error = float((y - z / (v + eps).sqrt()).abs().max() / y.abs().max())
         if error <= max(own, coarse):
-            return centred, max(float(eps), 0.0 if error <= own else error)
+            return centred, max(float(eps), 0.0 if error <= own else error), axis
     return None
 
 
@@ -148,9 +151,9 @@ def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Handle
     found = computes(module, x) if isinstance(x, torch.Tensor) else None
     if found is None:
         return None
-    centred, eps = found
+    centred, eps, axis = found
 
     def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-        _normed(trace, centred, {"input": x, **own}, eps, out)
+        _normed(trace, centred, {"input": x, **own}, eps, out, axis=axis)
 
     return handle

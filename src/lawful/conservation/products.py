@@ -40,6 +40,11 @@ class View:
     axes: tuple[int, ...]
     window: tuple[int, int] | None
 
+    @property
+    def elements(self) -> torch.Tensor:
+        """The number, in memory order, of the parameter's element at each place of the view."""
+        return torch.arange(prod(self.shape)).reshape(self.shape).permute(self.axes)
+
 
 def view_of(trace: Trace, x: object) -> View | None:
     """Which parameter a tensor is or views, if it views whole rows of it and every element once."""

@@ -227,15 +227,16 @@ class Trace(TorchFunctionMode):
         self.balance.read(channels[alive], amounts, 1, keys)
         self.readers.setdefault((amap, into), []).append((np.maximum(number, NONE), amounts))
 
-    def source(self, name: str, parameter: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
+    def source(self, name: str, elements: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
         """A bare parameter is an operand: the amount it contributes to each class of elements; NONE where unknown.
 
-        An element that reaches several classes contributes to none of them in a known way.
+        ``elements`` numbers its elements. One that reaches several classes contributes to none of them in a known way.
         """
-        element = torch.arange(parameter.numel()).reshape(parameter.shape).expand(place.shape).reshape(-1)
+        size = elements.numel()
+        element = elements.expand(place.shape).reshape(-1)
         of = place.reshape(-1)
-        low = torch.full((parameter.numel(),), classes).scatter_reduce(0, element, of, "amin")
-        high = torch.full((parameter.numel(),), NONE).scatter_reduce(0, element, of, "amax")
+        low = torch.full((size,), classes).scatter_reduce(0, element, of, "amin")
+        high = torch.full((size,), NONE).scatter_reduce(0, element, of, "amax")
         pure = (low == high).numpy()
         impure = np.unique(of[torch.from_numpy(~pure)[element]].numpy())
         classed = np.where(pure & ~np.isin(high.numpy(), impure), high.numpy(), NONE)
