@@ -240,6 +240,9 @@ Chosen = list[layers.ModuleHandler | None]
 def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None, chosen: Chosen) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         trace.path.append(name)
+        if trace.paused:  # inside a leaf, which accounts for it
+            chosen.append(None)
+            return
         trace.paused += 1
         chosen.append(norms.handler_of(module, args, kwargs) if handler is None else handler)
         if chosen[-1] is None:
