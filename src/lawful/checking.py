@@ -4,9 +4,9 @@ A feedback rule's update is the gradient of nothing, but the instantaneous ident
 
     ⟨Ẇ_i[j], W_i[j]⟩ + b_j ḃ_j = k ⟨Ẇ_{i+1}[:, j], B_{i+1}[:, j]⟩,
 
-holds for every rule, loss, batch and error signal. It is blind to gradient components orthogonal to W_i[j], so the
-gradients are also compared with an explicit form, y = f(x₀, W) + f(x − x₀, B) at x₀ = x held fixed, wherever each fed
-back weight sits in an affine leaf.
+holds for every rule, loss, batch and error signal; so do the shift laws, and the scale laws as the eps of the norms
+goes to 0. It is blind to gradient components orthogonal to W_i[j], so the gradients are also compared with an explicit
+form, y = f(x₀, W) + f(x − x₀, B) at x₀ = x held fixed, wherever each fed back weight sits in an affine leaf.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lawful.attachment.attachment import attach, attachment_of
 from lawful.conservation.base import Law, LawSet, tensors
 from lawful.conservation.derive import direct_rule, example_input, laws_of, potentials_of
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.scale import LIMIT, ScaleLaw, at_limit
 from lawful.errors import AttachmentError, LawfulError, SettingError
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
@@ -54,11 +55,15 @@ class Check:
 
 @dataclass(frozen=True)
 class LawCheck:
-    """The result: ``ok`` when every violation is at most the tolerance; ``worst`` is the largest line of ``table``."""
+    """The result: ``ok`` when every violation is at most the tolerance; ``worst`` is the largest line of ``table``.
+
+    ``unchecked`` names the laws that could not be tested, and why.
+    """
 
     table: tuple[Check, ...]
     laws: LawSet
     tolerance: float = TOLERANCE
+    unchecked: tuple[str, ...] = ()
 
     @property
     def worst(self) -> Check | None:
@@ -79,6 +84,7 @@ class LawCheck:
         ]
         lines += [f"  no law  {site}: {why}" for site, why in self.laws.reasons.items()]
         lines += [f" unknown  {what}" for what in self.laws.unknown]
+        lines += [f"unchecked  {what}" for what in self.unchecked]
         return "\n".join([f"LawCheck(ok={self.ok})", *lines])
 
 
@@ -118,7 +124,7 @@ def lawcheck(
         raise SettingError(
             "lawcheck: expected rule= or feedback=, got both; feedback= is for models that lawful did not attach"
         )
-    twin = copy.deepcopy(model).double()
+    twin = copy.deepcopy(model).double().requires_grad_(True)
     if rule is not None:
         attach(twin, rule)
     given = _given(twin, feedback)
@@ -127,16 +133,22 @@ def lawcheck(
         inputs = (example_input(twin),)
     inputs, named = tree_map(_double, (inputs, dict(kwargs or {})))
     potentials = potentials_of(twin) if given is None else given
-    laws = laws_of(twin, inputs, named, potentials=potentials, identity=True).of_kind("neuron", "matrix")
+    output = "softmax" if loss_fn is None else "free"
+    every = laws_of(twin, inputs, named, potentials=potentials, identity=True, output=output)
+    laws = every.of_kind("neuron", "matrix")
     reference = _reference(twin, potentials) if direct_rule(twin) is None else None
+    unseen = _Unseen(twin, every, inputs, named, given, loss_fn)
     worst: dict[tuple[str, str], float] = {}
     for seed in range(PROBES):
         generator = torch.Generator().manual_seed(seed)
         theta = _random_weights(twin, generator)
         for (what, where), violation in _probe(twin, reference, inputs, named, laws, potentials, theta, seed, loss_fn):
             worst[what, where] = max(worst.get((what, where), 0.0), violation)
+        for law, violation in unseen.violations(theta, seed):
+            key = "identity", f"{law.name} ({law.kind})"
+            worst[key] = max(worst.get(key, 0.0), violation)
     table = tuple(Check(what, where, violation) for (what, where), violation in worst.items())
-    return LawCheck(table, laws)
+    return LawCheck(table, every, unchecked=tuple(unseen.unchecked.values()))
 
 
 def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
@@ -179,8 +191,67 @@ def _probe(
     return found
 
 
-def _violation(law: Law, theta: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> float:
-    size = law.magnitude(theta, gradients)
+class _Unseen:
+    """Shift laws, with error signals as a softmax sends them, and scale laws, in the limit eps → 0 of the norms.
+
+    What should vanish is rounding there, so it is compared with the other gradients of the module and the model too.
+    """
+
+    def __init__(
+        self,
+        twin: nn.Module,
+        laws: LawSet,
+        inputs: tuple,
+        named: dict,
+        given: Callable[[str], Potential] | None,
+        loss_fn: Callable[[Any], torch.Tensor] | None,
+    ) -> None:
+        self._twin, self._run = twin, (inputs, named)
+        self._loss_fn, self._shifts = loss_fn, laws.of_kind("shift")
+        self.unchecked: dict[str, str] = {}
+        self._scales: list[Law] = []
+        if not laws.of_kind("scale"):
+            return
+        self._limit = at_limit(twin)
+        potentials = potentials_of(self._limit) if given is None else given
+        for law in laws_of(self._limit, inputs, named, potentials=potentials, identity=True).of_kind("scale"):
+            assert isinstance(law, ScaleLaw)
+            if law.eps > LIMIT:
+                why = f"a norm keeps its eps or rounds ({law.eps:.1g}) when eps → 0"
+                self.unchecked[law.name] = f"{law.name} (scale): {why}"
+            else:
+                self._scales.append(law)
+
+    def violations(self, theta: dict[str, torch.Tensor], seed: int) -> list[tuple[Law, float]]:
+        """Of the shift laws and of the scale laws, at the weights that the twin has now."""
+        found: list[tuple[Law, float]] = []
+        if self._shifts:
+            gradients = _gradients(self._twin, *self._run, seed, self._loss_fn, centred=True)
+            found += [(law, _violation(law, theta, gradients, _near(law, gradients))) for law in self._shifts]
+        if self._scales:
+            self._limit.load_state_dict(self._twin.state_dict())
+            gradients = _gradients(self._limit, *self._run, seed, self._loss_fn)
+            if not all(bool(g.isfinite().all()) for g in gradients.values()):
+                why = "the gradients are not finite as eps → 0"
+                self.unchecked.update({law.name: f"{law.name} (scale): {why}" for law in self._scales})
+                return found
+            floor = 1e-4 * max(float((theta[n] * g).abs().max()) for n, g in gradients.items() if g.numel())
+            found += [(law, _violation(law, theta, gradients, floor)) for law in self._scales]
+        return found
+
+
+def _near(law: Law, gradients: dict[str, torch.Tensor]) -> float:
+    """The largest gradient of the module that a shift law is about, and not less than 1e-4 of the model's largest."""
+    module = law.parameters[0].rpartition(".")[0]
+    sizes = {name: float(g.abs().max()) for name, g in gradients.items() if g.numel()}
+    own = max(size for name, size in sizes.items() if name.rpartition(".")[0] == module)
+    return max(own, 1e-4 * max(sizes.values()))
+
+
+def _violation(
+    law: Law, theta: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], floor: float = 0.0
+) -> float:
+    size = law.magnitude(theta, gradients).clamp(min=floor)
     return _peak(law.rate(theta, gradients).abs() / torch.where(size > 0, size, 1.0))
 
 
@@ -206,9 +277,15 @@ def _peak(x: torch.Tensor) -> float:
 
 
 def _gradients(
-    model: nn.Module, inputs: tuple, named: dict, seed: int, loss_fn: Callable[[Any], torch.Tensor] | None
+    model: nn.Module,
+    inputs: tuple,
+    named: dict,
+    seed: int,
+    loss_fn: Callable[[Any], torch.Tensor] | None,
+    *,
+    centred: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """−Ẇ for a random error signal at every output; zero where no error arrives."""
+    """−Ẇ for a random error signal at every output, summing to zero over classes if centred; zero without an error."""
     model.zero_grad(set_to_none=True)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -219,9 +296,17 @@ def _gradients(
             ends = [y for y in tree_leaves(outputs) if isinstance(y, torch.Tensor) and y.requires_grad]
             generator = torch.Generator().manual_seed(1000 + seed)
             signals = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in ends]
-            torch.autograd.backward(ends, signals)
+            torch.autograd.backward(ends, [_centred(e) for e in signals] if centred else signals)
     parameters = model.named_parameters(remove_duplicate=False)
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+
+
+def _centred(error: torch.Tensor) -> torch.Tensor:
+    """Without its mean over the axes on which cross-entropy looks for classes."""
+    if error.dim() < 2:
+        return error
+    error = error - error.mean(-1, keepdim=True)
+    return error - error.mean(1, keepdim=True)
 
 
 @torch.no_grad()
@@ -231,6 +316,9 @@ def _random_weights(model: nn.Module, generator: torch.Generator) -> dict[str, t
         spread = float(p.std()) if p.numel() > 1 else 0.0
         spread = spread if spread > 1e-3 else 0.5
         p.copy_(spread * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0  # it has no gradient
     return tensors(model)
 
 

@@ -117,6 +117,8 @@ def _show(console: Any, result: LawCheck) -> None:
         console.print(f"[dim]no law for {escape(site)}: {escape(why)}[/dim]", highlight=False, soft_wrap=True)
     for what in result.laws.unknown:
         console.print(f"[yellow]unknown operation: {escape(what)}[/yellow]", highlight=False, soft_wrap=True)
+    for what in result.unchecked:
+        console.print(f"[yellow]unchecked: {escape(what)}[/yellow]", highlight=False, soft_wrap=True)
     bad = sum(not row.violation <= result.tolerance for row in result.table)
     summary = (
         "nothing could be checked: no site of this model has a law"

@@ -12,7 +12,6 @@ These are linear equations with exact coefficients. Eliminating what is unknown 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,13 @@ Ids = np.ndarray
 
 NOT_LINEAR = -1
 """Key of a relation that treats the channels of a group differently, so that no matrix law passes it."""
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """The term of what a norm with this eps adds to the E of its input: nothing as eps → 0."""
+
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -100,17 +106,14 @@ class Balance:
         for source, into, coefficient, keys in self.reads:
             yield source, into, bool((keys == 0).all() and (coefficient == 1).all())
 
-    def _block_of(self, variable: int) -> tuple[int, int, Known | None, bool]:
-        return self.blocks[bisect_right(self.blocks, variable, key=lambda block: block[0]) - 1]
+    def activations(self) -> list[bool]:
+        """For each variable whether it is a channel of an activation."""
+        return [activation for _, count, _, activation in self.blocks for _ in range(count)]
 
-    def is_activation(self, variable: int) -> bool:
-        """Whether a variable is a channel of an activation."""
-        return self._block_of(variable)[3]
-
-    def is_blind(self, variable: int) -> bool:
-        """Whether a variable is what a norm adds: nothing, in its limit."""
-        known = self._block_of(variable)[2]
-        return known is not None and known.term is None
+    def blind(self) -> list[bool]:
+        """For each variable whether it is what a norm adds: nothing, in its limit."""
+        unseen = [known is not None and isinstance(known.term, Unseen) for _, _, known, _ in self.blocks]
+        return [u for u, (_, count, _, _) in zip(unseen, self.blocks, strict=True) for _ in range(count)]
 
     def spoil(self, ids: Ids, reason: str) -> None:
         """An unknown amount is added to the E of these channels, for this reason."""

@@ -15,15 +15,16 @@ from torch.utils._pytree import tree_leaves
 from lawful.affine.maps import AffineMap, is_hf_conv1d
 from lawful.affine.slices import Slices
 from lawful.attachment.attachment import Attachment, attachment_of
-from lawful.conservation import elementwise, layers
-from lawful.conservation.balance import NOT_LINEAR, Known, Relation
+from lawful.conservation import elementwise, layers, norms
+from lawful.conservation.balance import NOT_LINEAR, Relation, Unseen
 from lawful.conservation.base import Law, LawSet
-from lawful.conservation.coarse import stream_relations
+from lawful.conservation.coarse import Stream, stream_relations
 from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.scale import ScaleLaw
 from lawful.conservation.symmetry import shift_laws
-from lawful.conservation.trace import Trace
+from lawful.conservation.trace import Sight, Trace
 from lawful.errors import AttachmentError, SettingError
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
@@ -143,11 +144,11 @@ def laws_of(
             laws.append(law)
             covered |= {block.slices for block in blocks}
     laws += shift_laws(trace)
-    for parts in stream_relations(trace.balance, trace.norms):
-        laws += _stream(parts, potential)
+    for stream in stream_relations(trace.balance, trace.norms):
+        laws += _stream(stream, potential)
     order = {name: i for i, name in enumerate(theta)}
     laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
-    return LawSet(laws, _reasons(trace, covered, lacking), trace.unknown)
+    return LawSet(laws, _reasons(trace, covered, lacking, theta), trace.unknown)
 
 
 def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
@@ -158,7 +159,7 @@ def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
     for axis in (-1, 1):
         line = labels.movedim(axis, 0).reshape(y.shape[axis], -1)
         if bool((line == line[:, :1]).all()):
-            trace.norms.append(("softmax output", line[:, 0].numpy()))
+            trace.norms.append(Sight("softmax output", line[:, 0].numpy()))
             return
 
 
@@ -219,11 +220,12 @@ def _handler(module: nn.Module) -> layers.ModuleHandler | None:
 
 @contextmanager
 def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
-    handles = []
+    handles, chosen = [], []
     for name, module in model.named_modules():
-        handler = _handler(module)
-        handles.append(module.register_forward_pre_hook(_enter(trace, name, handler), with_kwargs=True))
-        handles.append(module.register_forward_hook(_leave(trace, handler), with_kwargs=True))
+        handles.append(
+            module.register_forward_pre_hook(_enter(trace, name, _handler(module), chosen), with_kwargs=True)
+        )
+        handles.append(module.register_forward_hook(_leave(trace, chosen), with_kwargs=True))
     try:
         yield
     finally:
@@ -231,17 +233,27 @@ def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None) -> Callable[..., None]:
+Chosen = list[layers.ModuleHandler | None]
+"""What the modules that are running do to channels; None for those whose inside is followed."""
+
+
+def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None, chosen: Chosen) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         trace.path.append(name)
-        if handler is not None:
-            trace.paused += 1
+        if trace.paused:  # inside a leaf, which accounts for it
+            chosen.append(None)
+            return
+        trace.paused += 1
+        chosen.append(norms.handler_of(module, args, kwargs) if handler is None else handler)
+        if chosen[-1] is None:
+            trace.paused -= 1
 
     return hook
 
 
-def _leave(trace: Trace, handler: layers.ModuleHandler | None) -> Callable[..., None]:
+def _leave(trace: Trace, chosen: Chosen) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict, output: Any) -> None:
+        handler = chosen.pop()
         if handler is not None:
             handler(trace, module, args, kwargs, output)
             trace.paused -= 1
@@ -261,7 +273,7 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     )
     first = real[0][1] if real else 0
     real.sort(key=lambda part: (not part[0].written, part[1] != first))
-    limit = len(real) < len(relation.parts)
+    unseen = [b.term.eps for b, _, _ in relation.parts if isinstance(b.term, Unseen)]
     written = [part for part in real if part[0].written]
     if not written:
         return
@@ -272,20 +284,22 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     for (block, c, channel, members), psi in zip(real, own, strict=True):
         terms.append(Term(block.slices, psi, float(c) * sign, _placed(channel, members), size))
     source = _DU if all(psi is SQUARE for psi in own) else _SEED
-    note = "exact as eps → 0" if limit else ""
     names = [f"{name} · neuron {j}" for j in channels.tolist()]
-    yield NeuronLaw(name, terms, source, names, kind="scale" if limit else "neuron", note=note)
+    if unseen:
+        yield ScaleLaw(name, terms, source, names, eps=max(unseen), summed=False)
+        return
+    yield NeuronLaw(name, terms, source, names)
     linear = relation.groups[relation.groups != NOT_LINEAR]
-    if limit or any(abs(c) != 1 for _, c, _, _ in real) or len(np.unique(linear)) == len(linear):
+    if any(abs(c) != 1 for _, c, _, _ in real) or len(np.unique(linear)) == len(linear):
         return
     slopes = [psi.slope(theta[b.slices.parameter].double()) for (b, _, _, _), psi in zip(real, own, strict=True)]
     if None not in slopes:
         yield from _matrix(name, relation, real, own, slopes, sign, source)
 
 
-def _stream(parts: Sequence[tuple[Known, Any]], potential: Potentials) -> Iterator[Law]:
-    """The scale law in front of layer norms: one number for all writers of a stream."""
-    real = [(known.term, c, known.channel) for known, c in parts if isinstance(known.term, _Block)]
+def _stream(stream: Stream, potential: Potentials) -> Iterator[Law]:
+    """The scale law in front of layer norms: one number for all writers of a stream, or of a group of its channels."""
+    real = [(known.term, c, place) for known, c, place in stream.parts if isinstance(known.term, _Block)]
     written = [part for part in real if part[0].written]
     if not written or any(not b.written and not potential(b.slices.parameter).linear for b, _, _ in real):
         return
@@ -295,13 +309,14 @@ def _stream(parts: Sequence[tuple[Known, Any]], potential: Potentials) -> Iterat
             b.slices,
             SQUARE if b.written else potential(b.slices.parameter),
             float(c) * sign,
-            torch.from_numpy(np.where(channel >= 0, 0, -1)),
-            1,
+            torch.from_numpy(place),
+            stream.count,
         )
-        for b, c, channel in real
+        for b, c, place in real
     ]
     name = _site([b for b, _, _ in written])
-    yield NeuronLaw(name, terms, _TANAKA, [f"{name} · stream"], kind="scale", note="summed over j; exact as eps → 0")
+    names = [f"{name} · {'stream' if stream.count == 1 else f'group {g}'}" for g in range(stream.count)]
+    yield ScaleLaw(name, terms, _TANAKA, names, eps=stream.eps, summed=True)
 
 
 def _placed(channel: np.ndarray, members: np.ndarray) -> torch.Tensor:
@@ -341,14 +356,21 @@ def _site(written: Sequence[_Block]) -> str:
     return " + ".join(modules) if len(modules) <= 3 else f"{modules[0]} + … + {modules[-1]} ({len(modules)} writers)"
 
 
-def _reasons(trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str]) -> dict[str, str]:
+def _reasons(
+    trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str], theta: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
     """Why the channels of a writer have no law."""
     found = {}
     for amap, uses in trace.writers.items():
         if covered.isdisjoint(amap.slices):
             why = [lacking[s] for s in amap.slices if s in lacking]
+            why += [trace.loose[s.parameter] for s in amap.slices if s.parameter in trace.loose]
             why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])
+    met = {s.parameter for amap in trace.writers for s in amap.slices} | {s.parameter for _, s in trace.readers}
+    for name, parameter in theta.items():
+        if parameter.dim() > 1 and name not in met | trace.sources.keys():
+            found[name] = "how it is used is not followed"
     return found
 
 

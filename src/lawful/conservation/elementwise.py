@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lawful.conservation.balance import NOT_LINEAR, Ids
+from lawful.conservation.products import View, view_of
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
 
 
@@ -29,8 +30,9 @@ def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
 
 
 def dropout(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """A mask times a constant; the identity in eval mode."""
-    homogeneous(linear=not kwargs.get("training", True))(trace, func, args, kwargs, out)
+    """A mask times a constant; the identity in eval mode, and where nothing is dropped."""
+    named = {"p": 0.5, "training": True, **dict(zip(("input", "p", "training"), args, strict=False)), **kwargs}
+    homogeneous(linear=not (named["training"] and named["p"]))(trace, func, args, kwargs, out)
 
 
 def curved(what: str) -> Handler:
@@ -70,8 +72,11 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
         return torch.full(x.shape, NONE) if labels is None else labels
 
     moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
-    for y, labels in zip(tree_leaves(out), tree_leaves(moved), strict=True):
+    moving = func.__name__ in _MOVING
+    for i, (y, labels) in enumerate(zip(tree_leaves(out), tree_leaves(moved), strict=True)):
         trace.label(y, labels)
+        if moving:
+            trace.moved(labels, f"{i} of {func.__name__} {args[1:]} {kwargs}")
 
 
 def same(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -101,12 +106,19 @@ def pad(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     if labels is None:
         trace.label(out, None)
         return
+    trace.moved(labels, f"pad {width}")
     if mode == "constant":
         if value:
             trace.spoil(labels, f"padding with the constant {value}")
         trace.label(out, F.pad(labels.double(), width, value=NONE if value else ZERO).long())
     else:
         trace.label(out, F.pad(labels.double(), width, mode=mode).long())
+
+
+def _clipped(args: tuple[Any, ...], kwargs: dict) -> bool:
+    """Whether windows of an average pool may hang over the edge."""
+    padding = args[3] if len(args) > 3 else kwargs.get("padding", 0)
+    return padding not in (0, (0,), (0, 0), (0, 0, 0)) or bool(args[4] if len(args) > 4 else kwargs.get("ceil_mode"))
 
 
 def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -122,6 +134,7 @@ def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     shape = [1] * result.dim()
     shape[axis] = len(line)
     key = 0 if "avg" in func.__name__ else None
+    trace.padded(labels, always=key == 0 and "adaptive" not in func.__name__ and _clipped(args, kwargs))
     trace.label(result, trace.passes(torch.from_numpy(line), 1, key).reshape(shape).expand(result.shape))
 
 
@@ -141,6 +154,7 @@ def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
         trace.label(result, None)
         return
     key = 0 if func.__name__ in ("sum", "mean") else None
+    trace.padded(labels)
     trace.label(result, trace.passes(top, 1, key).reshape(result.shape))
 
 
@@ -154,13 +168,19 @@ def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndar
     return flat[torch.from_numpy(first)].numpy(), code.reshape(shape)
 
 
+def _parameters(trace: Trace, operands: Sequence[Any]) -> dict[int, View]:
+    """The operands that are whole parameters, or reshaped ones."""
+    views = {i: view_of(trace, x) for i, x in enumerate(operands)}
+    return {i: view for i, view in views.items() if view is not None and view.window is None}
+
+
 def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, difference, maximum, where: jointly homogeneous, so the operands' amounts add up to E of the result."""
     operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
     if "other" in kwargs:
         operands.append(kwargs["other"])
     linear = func.__name__.strip("_r") in ("add", "sub", "iadd", "isub")
-    parameters = {i: trace.names[id(x)] for i, x in enumerate(operands) if id(x) in trace.names}
+    parameters = _parameters(trace, operands)
     labels = [trace.full(x, out.shape) for x in operands]
     if all(bool((l < 0).all()) for l in labels):
         trace.label(out, None)
@@ -179,7 +199,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
         trace.balance.link(amounts, ids[reads])
         entries.append((np.nonzero(reads)[0], amounts, 1))
         if i in parameters:
-            sourced = trace.source(parameters[i], operands[i], place, len(classes))
+            sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
             at = np.nonzero((column == NONE) & live & (sourced >= 0))[0]
             entries.append((at, sourced[at], 1))
             known = np.zeros(len(classes), dtype=bool)
@@ -206,7 +226,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     labels = [
         trace.full(x, out.shape) if isinstance(x, torch.Tensor) else torch.full(out.shape, NONE) for x in operands
     ]
-    parameters = {i: trace.names[id(x)] for i, x in enumerate(operands) if id(x) in trace.names}
+    parameters = _parameters(trace, operands)
     if all(bool((l < 0).all()) for l in labels):
         trace.label(out, None)
         return
@@ -220,7 +240,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         reads = (column >= 0) & live
         trace.balance.read(column[reads], ids[reads], 1, 0 if uniform else NOT_LINEAR)
         if i in parameters:
-            sourced = trace.source(parameters[i], operands[i], place, len(classes))
+            sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
             at = np.nonzero(live & (sourced >= 0))[0]
             trace.balance.equate(len(at), [(np.arange(len(at)), ids[at], 1), (np.arange(len(at)), sourced[at], -1)])
     trace.label(out, torch.from_numpy(ids)[place])
@@ -281,6 +301,11 @@ _STRUCTURAL = (
     "flip roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to "
     "ravel split_with_sizes unfold rot90 diagonal"
 )
+_MOVING = frozenset(
+    "chunk split tensor_split unbind __getitem__ select narrow flip roll index_select split_with_sizes unfold rot90 "
+    "diagonal".split()
+)
+"""Structural operations that change at which positions channels meet, if they are done to some and not to others."""
 _PROPERTIES = "get T,get mT"
 _SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad"
 _CUT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,18 +15,9 @@ from lawful.affine import maps
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import vector
 from lawful.conservation.elementwise import addition
-from lawful.conservation.trace import NONE, ZERO, Handler, Trace
-
-
-def _named(func_args: tuple[Any, ...], kwargs: dict, names: str) -> dict[str, Any]:
-    """Positional and keyword arguments under one set of names."""
-    return {**dict(zip(names.split(), func_args, strict=False)), **kwargs}
-
-
-def _names(trace: Trace, weight: Any, bias: Any) -> tuple[str | None, str | None, bool]:
-    """Dotted names of weight and bias; False when the weight is computed, not a parameter."""
-    weight_name, bias_name = trace.names.get(id(weight)), trace.names.get(id(bias))
-    return weight_name, bias_name, weight_name is not None and (bias is None or bias_name is not None)
+from lawful.conservation.norms import batch_norm, bound, dotted, group_norm, layer_norm
+from lawful.conservation.products import addmm, bilinear, contract, einsum, matmul, mix, score, view_of
+from lawful.conservation.trace import Handler, Sight, Trace
 
 
 def _computed(trace: Trace, x: Any, weight: Any, out: torch.Tensor, what: str) -> None:
@@ -37,10 +29,15 @@ def _computed(trace: Trace, x: Any, weight: Any, out: torch.Tensor, what: str) -
 
 def linear(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """``F.linear``."""
-    a = _named(args, kwargs, "input weight bias")
-    weight, bias, ok = _names(trace, a["weight"], a.get("bias"))
+    a = bound(args, kwargs, "input weight bias")
+    weight, bias, ok = dotted(trace, a["weight"], a.get("bias"))
     if not ok or weight is None:
-        _computed(trace, a["input"], a["weight"], out, "a linear layer")
+        view, added = view_of(trace, a["weight"]), view_of(trace, a.get("bias"))
+        if view is None or (added is None) != (a.get("bias") is None):
+            _computed(trace, a["input"], a["weight"], out, "a linear layer")
+            return
+        lead = string.ascii_uppercase[: a["input"].dim() - 1]
+        contract(trace, view, "oi", [(a["input"], f"{lead}i")], out, f"{lead}o", added)
         return
     trace.affine(maps.linear(weight, tuple(a["weight"].shape), bias), a["input"], -1, out, -1)
 
@@ -52,8 +49,8 @@ def convolution(transposed: bool, dims: int) -> Handler:
     make = maps.transposed_conv if transposed else maps.conv
 
     def handle(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-        a = _named(args, kwargs, order)
-        weight, bias, ok = _names(trace, a["weight"], a.get("bias"))
+        a = bound(args, kwargs, order)
+        weight, bias, ok = dotted(trace, a["weight"], a.get("bias"))
         if not ok or weight is None:
             _computed(trace, a["input"], a["weight"], out, "a convolution")
             return
@@ -64,108 +61,25 @@ def convolution(transposed: bool, dims: int) -> Handler:
 
 
 def embedding(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """``F.embedding``."""
-    a = _named(args, kwargs, "input weight")
+    """``F.embedding``; the row of padding has no gradient, so it must be zero."""
+    a = bound(args, kwargs, "input weight padding_idx max_norm norm_type scale_grad_by_freq")
     name = trace.names.get(id(a["weight"]))
     if name is None:
         trace.label(out, None)
         return
+    if a.get("padding_idx") is not None and bool(a["weight"][a["padding_idx"]].any()):
+        trace.loose[name] = f"the padding row of {name} is not zero, and has no gradient"
+    if a.get("max_norm") is not None or a.get("scale_grad_by_freq"):
+        trace.loose[name] = f"{name} is renormalised, or its gradient scaled by frequency"
     trace.label_axis(out, trace.write(maps.embedding(name, tuple(a["weight"].shape))), -1)
-
-
-# -- norms -------------------------------------------------------------------------------------------------------
-
-
-def _scaled(trace: Trace, a: dict, out: torch.Tensor, axis: int) -> None:
-    """The affine part γ ⊙ x̂ + β writes new channels."""
-    weight, bias, ok = _names(trace, a.get("weight"), a.get("bias"))
-    if not ok or weight is None:
-        trace.label(out, None)
-        return
-    amap = maps.scale(weight, bias, a["weight"].numel())
-    trace.label_axis(out, trace.write(amap), axis)
-
-
-def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """Batch norm: in training mode E of its input vanishes channel by channel as eps → 0."""
-    a = _named(args, kwargs, "input running_mean running_var weight bias training momentum eps")
-    labels = trace.labels(a["input"])
-    statistics = func.__name__ == "instance_norm" or a.get("training", False)
-    if labels is not None:
-        line = trace.lines(labels, 1, a["input"].shape[1], f"{func.__name__} over mixed channels")
-        ids = np.unique(line[line >= 0])
-        if statistics and len(ids) == int((line >= 0).sum()):
-            trace.blind("batch norm", ids, a["input"], 1)
-        else:
-            trace.spoil(torch.from_numpy(ids), "batch norm in eval mode subtracts a constant")
-    _scaled(trace, a, out, 1)
-
-
-def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """Layer norm and RMS norm: the sum of E over the channels vanishes as eps → 0."""
-    centred = func.__name__ == "layer_norm"
-    a = _named(
-        args, kwargs, "input normalized_shape weight bias eps" if centred else "input normalized_shape weight eps"
-    )
-    labels, what = trace.labels(a["input"]), "layer norm" if centred else "RMS norm"
-    if labels is not None:
-        if len(tuple(a["normalized_shape"])) == 1:
-            trace.blind(what, trace.lines(labels, -1, labels.shape[-1], f"{what} over positions"), a["input"], -1)
-        trace.spoil(labels, f"{what} mixes its channels")
-    if len(tuple(a["normalized_shape"])) == 1:
-        _scaled(trace, a, out, -1)
-    else:
-        trace.label(out, None)
-
-
-def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """Group norm."""
-    a = _named(args, kwargs, "input num_groups weight bias eps")
-    trace.spoil(trace.labels(a["input"]), "group norm mixes its channels")
-    _scaled(trace, a, out, 1)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------
 
 
-def _mix(trace: Trace, values: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike."""
-    top = values.amax(-2, keepdim=True)
-    if not bool((values.masked_fill(values == ZERO, NONE) == top).logical_or(values == ZERO).all()):
-        trace.spoil(values, "a product over channels that is no layer")
-        return None
-    return trace.passes_by(top, _heads(top)).expand(out.shape)
-
-
-def _heads(labels: torch.Tensor) -> torch.Tensor:
-    """For each element the index of its matrix, batch entries that share channels counted as one."""
-    if labels.dim() <= 2:
-        return torch.ones_like(labels)
-    lead = torch.arange(labels[..., 0, 0].numel()).reshape(labels.shape[:-2])
-    return (lead + 1)[..., None, None].expand(labels.shape)
-
-
-def _score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> np.ndarray:
-    """Scores s = q · k over the last axis of both: E_j(q) = E_j(k), whatever reads s."""
-    q, k = (x.amax(-2, keepdim=True) for x in (queries, keys))
-    for whole, top in ((queries, q), (keys, k)):
-        if not bool((whole == top).all()):
-            trace.spoil(queries, "a score whose channels change with the position")
-            trace.spoil(keys, "a score whose channels change with the position")
-            return np.zeros(0, dtype=np.int64)
-    q, k = torch.broadcast_tensors(q, k)
-    pairs, first = np.unique(torch.stack([q.reshape(-1), k.reshape(-1)]).numpy(), axis=1, return_index=True)
-    heads = _heads(q).reshape(-1).numpy()[first]
-    amounts = trace.balance.fresh(pairs.shape[1])
-    for side in pairs:
-        live = side >= 0
-        trace.balance.read(side[live], amounts[live], 1, heads[live])
-    return amounts
-
-
 def attention(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """``F.scaled_dot_product_attention``."""
-    a = _named(args, kwargs, "query key value attn_mask dropout_p is_causal")
+    a = bound(args, kwargs, "query key value attn_mask dropout_p is_causal")
     query, key, value = (trace.labels(a[name]) for name in ("query", "key", "value"))
     if kwargs.get("enable_gqa"):
         times = a["query"].shape[-3] // a["key"].shape[-3]
@@ -178,41 +92,20 @@ def attend(
 ) -> None:
     """softmax(q kᵀ) v on labels."""
     if query is not None and key is not None:
-        amounts, ids = _score(trace, query, key), np.unique(key[key >= 0].numpy())
+        amounts, ids = score(trace, query, key), np.unique(key[key >= 0].numpy())
         if not np.isin(ids, query.numpy()).any():  # the softmax sees no shift of the keys alone
-            trace.norms.append(("keys", ids))
+            trace.norms.append(Sight("keys", ids))
+            trace.padded(key)
             trace.score_amounts.update(amounts.tolist())
     else:
         for labels in (query, key):
             trace.spoil(labels, "a score with something that is no channel")
-    trace.label(out, None if value is None else _mix(trace, value, out))
-
-
-def matmul(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """A product with a parameter is a layer; of two activations a score or a mixture; of a constant a mixture."""
-    named = _named(args, kwargs, "left right")
-    left: Any = named["left"]
-    right: Any = named.get("right", named.get("other", named.get("mat2")))
-    name = trace.names.get(id(right))
-    if name is not None and right.dim() == 2:
-        trace.affine(maps.transposed_linear(name, tuple(right.shape)), left, -1, out, -1)
-        return
-    a, b = trace.labels(left), trace.labels(right)
-    scored = a is not None and b is not None and bool((a[..., :1, :] == a).all()) and bool((b[..., :1] == b).all())
-    if a is None and b is not None and right.dim() >= 2 and left.dim() >= 2:
-        trace.label(out, _mix(trace, b, out))
-        return
-    if scored and a is not None and b is not None and left.dim() >= 2 and right.dim() >= 2:
-        _score(trace, a, b.mT)
-    else:
-        for labels in (a, b):
-            trace.spoil(labels, "a matrix product that is not followed")
-    trace.label(out, None)
+    trace.label(out, None if value is None else mix(trace, value, out.shape))
 
 
 def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """``nn.MultiheadAttention``: packed or separate projections, heads, output projection."""
-    a = _named(args, kwargs, "query key value")
+    a = bound(args, kwargs, "query key value")
     names = {key: trace.names[id(p)] for key, p in module.named_parameters()}
     if module.bias_k is not None or module.add_zero_attn:
         for x in (a["query"], a["key"], a["value"]):
@@ -289,7 +182,7 @@ ModuleHandler = Callable[[Trace, Any, tuple, dict, Any], None]
 
 def _module(make: Callable[..., AffineMap], axis: int) -> Callable[[Trace, Any, tuple, dict, Any], None]:
     def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-        weight, bias, ok = _names(trace, module.weight, module._parameters.get("bias"))
+        weight, bias, ok = dotted(trace, module.weight, module._parameters.get("bias"))
         x = args[0] if args else kwargs["input"]
         if not ok or weight is None:
             _computed(trace, x, None, out, type(module).__name__)
@@ -302,7 +195,7 @@ def _module(make: Callable[..., AffineMap], axis: int) -> Callable[[Trace, Any, 
 
 def recurrent(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """``nn.RNN`` with ReLU from h_0 = 0, all time steps as one; other fused recurrent layers are not followed."""
-    a = _named(args, kwargs, "input hx")
+    a = bound(args, kwargs, "input hx")
     started = a.get("hx") is not None
     followed = isinstance(module, nn.RNN) and module.nonlinearity == "relu" and not module.bidirectional
     if followed and not started:
@@ -371,7 +264,10 @@ TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     "group_norm": group_norm,
     "scaled_dot_product_attention": attention,
-    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
+    "einsum": einsum,
+    "bilinear": bilinear,
     "multi_head_attention_forward": multi_head_function,
 }
 """Function name -> what it does to channels."""

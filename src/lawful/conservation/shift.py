@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from lawful.affine.slices import Slices
@@ -9,39 +10,56 @@ from lawful.conservation.base import Law, Tensors
 
 
 class ShiftLaw(Law):
-    """Σ_j W[j, :] (and Σ_j b[j]) is constant where every error signal sums to zero over the channels j.
+    """Σ_{j in part} W[j, :], or of b[j], is constant where every error signal sums to zero over the channels of a part.
 
-    With ``each`` the lines themselves are constant: the bias in front of a batch norm, the key bias of attention.
+    With every channel a part of its own the lines themselves are constant: the bias in front of a batch norm, the key
+    bias of attention.
+
+    Args:
+        name: where it lives.
+        slices: the lines j of a parameter.
+        source: who stated it.
+        part: (lines,) which part a line belongs to, counted from 0; −1 for lines without a law. All in one: None.
+        note: see :class:`Law`.
     """
 
     kind = "shift"
 
-    def __init__(self, name: str, slices: Slices, source: str, *, each: bool = False, note: str = "") -> None:
-        self.name, self.slices, self.source, self.note, self._each = name, slices, source, note, each
+    def __init__(
+        self, name: str, slices: Slices, source: str, part: np.ndarray | None = None, *, note: str = ""
+    ) -> None:
+        self.name, self.slices, self.source, self.note = name, slices, source, note
         self.parameters = (slices.parameter,)
-        self.formula = slices.text if each else f"Σ_j {slices.text}"
-        size = slices.count if each else self._lines_length()
-        self.names = [f"{name} · {self.formula} {i}" for i in range(size)]
+        part = np.zeros(slices.count, dtype=np.int64) if part is None else part
+        self._part, self._parts = torch.from_numpy(part), int(part.max()) + 1
+        labels, each = self._labels(part)
+        self.formula = slices.text if each else f"Σ_j {slices.text}" + (" per group" if self._parts > 1 else "")
+        length = torch.Size(slices.shape).numel() // slices.count
+        entries = [""] if length == 1 else [f", {i}" for i in range(length)]
+        self.names = [f"{name} · {self.formula} {label}{entry}" for label in labels for entry in entries]
 
-    def _lines_length(self) -> int:
-        return torch.Size(self.slices.shape).numel() // self.slices.count
+    def _labels(self, part: np.ndarray) -> tuple[list[str], bool]:
+        members = [np.nonzero(part == p)[0].tolist() for p in range(self._parts)]
+        return [str(lines[0]) for lines in members], all(len(lines) == 1 for lines in members)
 
     def _of(self, tensor: torch.Tensor) -> torch.Tensor:
-        lines = self.slices.lines(tensor)
-        return lines.reshape(-1) if self._each else lines.sum(0)
+        lines, part = self.slices.lines(tensor), self._part.to(tensor.device)
+        return lines.new_zeros(self._parts + 1, lines.shape[1]).index_add(0, part % (self._parts + 1), lines)[
+            : self._parts
+        ]
 
     def value(self, theta: Tensors) -> torch.Tensor:
-        """The sum of lines, or the lines."""
-        return self._of(theta[self.slices.parameter])
+        """The sums of lines, (parts · length of a line,)."""
+        return self._of(theta[self.slices.parameter]).reshape(-1)
 
     def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """The same of the velocity."""
-        return self._of(v[self.slices.parameter])
+        return self._of(v[self.slices.parameter]).reshape(-1)
 
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Zero: the law is linear."""
-        return torch.zeros_like(self._of(delta[self.slices.parameter]))
+        return torch.zeros_like(self._of(delta[self.slices.parameter]).reshape(-1))
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
-        """Sum of the absolute velocities."""
-        return self._of(v[self.slices.parameter].abs())
+        """Sums of the absolute velocities."""
+        return self._of(v[self.slices.parameter].abs()).reshape(-1)

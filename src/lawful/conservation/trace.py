@@ -8,6 +8,7 @@ tensor does the same to its labels, so flatten blocks, heads, chunks and residua
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices
-from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known
+from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known, Unseen
 
 NONE = -1
 """Label of an element of no channel: its E is not followed."""
@@ -26,6 +27,23 @@ ZERO = -2
 """Label of an element that is always zero (padding): it belongs to any channel."""
 
 Handler = Callable[["Trace", Callable[..., Any], tuple, dict, Any], None]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A norm, or a softmax, reads the channels ``line`` and cannot see their scale or their shift.
+
+    Args:
+        what: "layer norm", "group norm" (a layer norm over positions too), "RMS norm", "norm of padding" (of whatever
+            kind: a shift of the channels is seen, since zeros do not shift), "batch norm", "keys" (a softmax over the
+            scores with them) or "softmax output".
+        line: the channels it reads together.
+        eps: of the norm; the scale is unseen as eps → 0.
+    """
+
+    what: str
+    line: Ids
+    eps: float = 0.0
 
 
 class Trace(TorchFunctionMode):
@@ -43,13 +61,17 @@ class Trace(TorchFunctionMode):
         self.balance = Balance()
         self.handlers = handlers
         self.names: dict[int, str] = {}
+        self.loose: dict[str, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
         self.unknown: list[str] = []
         self.path: list[str] = []
-        self.norms: list[tuple[str, Ids]] = []
+        self.norms: list[Sight] = []
+        self.uneven: set[int] = set()
+        self.moves: dict[int, tuple[str, ...]] = {}
         self.writers: dict[AffineMap, list[Ids]] = {}
-        self.readers: dict[AffineMap, list[tuple[Ids, Ids]]] = {}
+        self.readers: dict[tuple[AffineMap, Slices], list[tuple[Ids, Ids]]] = {}
+        self.outside: set[tuple[AffineMap, Slices]] = set()
         self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
         self.tied: set[AffineMap] = set()
         self.score_amounts: set[int] = set()
@@ -64,14 +86,15 @@ class Trace(TorchFunctionMode):
         """Give a tensor its labels; None says that it is known and has no channels."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
-        if tensor.grad_fn is not None:
-            self._nodes[tensor.grad_fn] = labels
+        if (node := _node(tensor)[0]) is not None:
+            self._nodes[node] = labels
 
     def labels(self, x: object) -> torch.Tensor | None:
         """The labels of an operand, or None."""
         if not isinstance(x, torch.Tensor):
             return None
-        hidden = x.grad_fn is not None and x.grad_fn not in self._nodes
+        node, _ = _node(x)
+        hidden = node is not None and node not in self._nodes
         if id(x) not in self._labels or (hidden and not self.trusting):
             self._foreign(x)  # perhaps made by known operations, inside a Function with a backward pass of its own
         return self._labels[id(x)]
@@ -86,18 +109,22 @@ class Trace(TorchFunctionMode):
 
     def _foreign(self, tensor: torch.Tensor) -> None:
         """A tensor that no followed operation made: a custom autograd Function hides what it read."""
-        front, seen = [tensor.grad_fn], set()
+        made_by, base = _node(tensor)
+        if id(base) in self.names:  # it stands for a parameter
+            self.label(tensor, None)
+            return
+        front, seen = [made_by], set()
         while front:
             node = front.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
             if node in self._nodes:
-                self.spoil(self._nodes[node], f"{tensor.grad_fn.name() if tensor.grad_fn else '?'} is unknown")
+                self.spoil(self._nodes[node], f"{made_by.name() if made_by else '?'} is unknown")
                 continue
             front += [child for child, _ in node.next_functions]
-        if tensor.grad_fn is not None:
-            self.note_unknown(tensor.grad_fn.name())
+        if made_by is not None:
+            self.note_unknown(made_by.name())
         self.label(tensor, None)
 
     # -- what operations do --------------------------------------------------------------------------------------
@@ -138,13 +165,23 @@ class Trace(TorchFunctionMode):
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
 
-    def blind(self, norm: str, line: Ids, x: torch.Tensor, axis: int) -> None:
-        """A norm reads these channels and cannot see their scale (nor, if centred, their shift)."""
-        self.norms.append((norm, line))
-        if norm == "batch norm":
-            ids = line[line >= 0]
-            amounts = self.balance.fresh(len(ids), known=Known(None, np.arange(len(ids))))
-            self.balance.read(ids, amounts, 1, NOT_LINEAR)
+    def blind(self, line: Ids, eps: float) -> None:
+        """A batch norm reads these channels, each by itself."""
+        self.norms.append(Sight("batch norm", line, eps))
+        amounts = self.balance.fresh(len(line), known=Known(Unseen(eps), np.arange(len(line))))
+        self.balance.read(line, amounts, 1, NOT_LINEAR)
+
+    def moved(self, labels: torch.Tensor, how: str) -> None:
+        """These channels were sliced, rolled or flipped; channels moved apart meet at other positions afterwards."""
+        for i in torch.unique(labels).tolist():
+            if i >= 0 and how not in self.moves.get(i, ()):
+                self.moves[i] = (*self.moves.get(i, ()), how)
+
+    def padded(self, labels: torch.Tensor, *, always: bool = False) -> None:
+        """Positions of these channels are not alike when some of them are zero: a shift of a channel shows."""
+        if always or bool((labels == ZERO).any()):
+            ids = torch.unique(labels)
+            self.uneven.update(ids[ids >= 0].tolist())
 
     def lines(self, labels: torch.Tensor | None, axis: int, size: int, reason: str) -> Ids:
         """The channel of each index of an axis, (size,); NONE where an index holds several, and those are spoiled."""
@@ -163,14 +200,19 @@ class Trace(TorchFunctionMode):
         ids = self.write(amap)
         self.label_axis(out, ids, out_axis)
 
-    def read_lines(self, amap: AffineMap, labels: torch.Tensor | None, axis: int) -> None:
-        """The consumer side of an affine map."""
-        if amap.into is None or labels is None:
+    def read_lines(self, amap: AffineMap, labels: torch.Tensor | None, axis: int, into: Slices | None = None) -> None:
+        """The consumer side of an affine map; ``into`` where it reads several inputs."""
+        into = amap.into if into is None else into
+        if into is None:
             return
-        if labels.shape[axis] != amap.into.count:
-            self.spoil(labels, f"{amap.into.parameter} reads it in a way that is not followed")
+        if labels is None:
+            self.outside.add((amap, into))
             return
-        line = self.lines(labels, axis, amap.into.count, f"{amap.into.parameter} mixes positions of it")
+        if labels.shape[axis] != into.count:
+            self.outside.add((amap, into))
+            self.spoil(labels, f"{into.parameter} reads it in a way that is not followed")
+            return
+        line = self.lines(labels, axis, into.count, f"{into.parameter} mixes positions of it")
         if (line == ZERO).all():
             return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
@@ -183,17 +225,18 @@ class Trace(TorchFunctionMode):
             for g in range(amap.groups):
                 keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
         self.balance.read(channels[alive], amounts, 1, keys)
-        self.readers.setdefault(amap, []).append((np.maximum(number, NONE), amounts))
+        self.readers.setdefault((amap, into), []).append((np.maximum(number, NONE), amounts))
 
-    def source(self, name: str, parameter: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
+    def source(self, name: str, elements: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
         """A bare parameter is an operand: the amount it contributes to each class of elements; NONE where unknown.
 
-        An element that reaches several classes contributes to none of them in a known way.
+        ``elements`` numbers its elements. One that reaches several classes contributes to none of them in a known way.
         """
-        element = torch.arange(parameter.numel()).reshape(parameter.shape).expand(place.shape).reshape(-1)
+        size = elements.numel()
+        element = elements.expand(place.shape).reshape(-1)
         of = place.reshape(-1)
-        low = torch.full((parameter.numel(),), classes).scatter_reduce(0, element, of, "amin")
-        high = torch.full((parameter.numel(),), NONE).scatter_reduce(0, element, of, "amax")
+        low = torch.full((size,), classes).scatter_reduce(0, element, of, "amin")
+        high = torch.full((size,), NONE).scatter_reduce(0, element, of, "amax")
         pure = (low == high).numpy()
         impure = np.unique(of[torch.from_numpy(~pure)[element]].numpy())
         classed = np.where(pure & ~np.isin(high.numpy(), impure), high.numpy(), NONE)
@@ -231,14 +274,16 @@ class Trace(TorchFunctionMode):
         held = {id(x): self._labels[id(x)] for x in before}
         out = func(*args, **kwargs)
         for x in before:  # an operation in place gave it another node
-            if x.grad_fn is not None:
-                self._nodes.setdefault(x.grad_fn, held[id(x)])
+            if (node := _node(x)[0]) is not None:
+                self._nodes.setdefault(node, held[id(x)])
         handler = self.handlers.get(name)
         self.paused += 1
         try:
             if handler is not None:
                 handler(self, func, args, kwargs, out)
             elif any(isinstance(y, torch.Tensor) for y in tree_leaves(out)):
+                if any(id(of) in self.names for x in before for of in (x, _node(x)[1])):
+                    self.note_unknown(name)
                 self._unhandled(name, [labels for labels in held.values() if labels is not None], out)
         finally:
             self.paused -= 1
@@ -261,23 +306,22 @@ class Trace(TorchFunctionMode):
         Args:
             known: (lines, map, written?) -> what a block of known quantities stands for.
         """
-        maps = dict.fromkeys([*self.writers, *self.readers])
+        maps = dict.fromkeys([*self.writers, *(amap for amap, _ in self.readers)])
         self.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
         for amap, uses in self.writers.items():
-            if amap not in tied:
+            if amap not in tied and not any(s.parameter in self.loose for s in amap.slices):
                 self._tie_writer(amap, uses, known)
-        for amap, uses in self.readers.items():
-            assert amap.into is not None
+        for (amap, into), uses in self.readers.items():
             same = all(np.array_equal(uses[0][0], line) for line, _ in uses)
-            if amap not in tied and same:
+            if amap not in tied and same and (amap, into) not in self.outside and into.parameter not in self.loose:
                 line, amounts = uses[0]
-                block = Known(known(amap.into, amap, False), line)
+                block = Known(known(into, amap, False), line)
                 total = self.balance.fresh(len(amounts), known=block)
                 self._sum_of([a for _, a in uses], [total])
         taken = {s.parameter for amap in maps for s in amap.slices}
         for name, uses in self.sources.items():
             line, amounts = uses[0]
-            if name not in taken and all(np.array_equal(line, other) for other, _ in uses):
+            if name not in taken and name not in self.loose and all(np.array_equal(line, other) for other, _ in uses):
                 lines = Slices(name, (len(line),), (0,))
                 block = Known(known(lines, AffineMap(lines, None), True), line)
                 self._sum_of([a for _, a in uses], [self.balance.fresh(len(amounts), known=block)])
@@ -293,6 +337,12 @@ class Trace(TorchFunctionMode):
         at = np.arange(len(totals[0]))
         key = 0 if groups == 1 else at * groups // len(at) + 1
         self.balance.equate(len(at), [*((at, ids, 1) for ids in uses), *((at, ids, -1) for ids in totals)], key)
+
+
+def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+    """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.grad_fn, x._base
 
 
 def _share(a: AffineMap, b: AffineMap) -> bool:

@@ -1,0 +1,159 @@
+"""What norms do to channels: they do not see the scale (nor, if centred, the shift) of what they read together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lawful.affine import maps
+from lawful.conservation.trace import NONE, ZERO, Sight, Trace
+
+
+def bound(func_args: tuple[Any, ...], kwargs: dict, names: str) -> dict[str, Any]:
+    """Positional and keyword arguments under one set of names."""
+    return {**dict(zip(names.split(), func_args, strict=False)), **kwargs}
+
+
+def dotted(trace: Trace, weight: Any, bias: Any) -> tuple[str | None, str | None, bool]:
+    """Dotted names of weight and bias; False when the weight is computed, not a parameter."""
+    weight_name, bias_name = trace.names.get(id(weight)), trace.names.get(id(bias))
+    return weight_name, bias_name, weight_name is not None and (bias is None or bias_name is not None)
+
+
+def _scaled(trace: Trace, a: dict, out: torch.Tensor, axis: int) -> None:
+    """The affine part γ ⊙ x̂ + β writes new channels."""
+    weight, bias, ok = dotted(trace, a.get("weight"), a.get("bias"))
+    if not ok or weight is None:
+        trace.label(out, None)
+        return
+    amap = maps.scale(weight, bias, a["weight"].numel())
+    trace.label_axis(out, trace.write(amap), axis)
+
+
+def _together(trace: Trace, what: str, rows: torch.Tensor, eps: float) -> None:
+    """A norm takes the elements of each row together; E over the channels of a row vanishes as eps → 0."""
+    rows = rows[:1] if bool((rows == rows[:1]).all()) else torch.unique(rows, dim=0)
+    for row in rows:
+        live = row[row >= 0]
+        ids, counts = torch.unique(live, return_counts=True)
+        if not len(ids):
+            continue
+        if bool((row == NONE).any()):
+            trace.spoil(live, f"{what} over something that is no channel")
+            continue
+        kind = what
+        if bool((row == ZERO).any()) or bool((counts != counts[0]).any()):
+            kind = "norm of padding"
+        elif what != "RMS norm":
+            kind = "layer norm" if int(counts[0]) == 1 else "group norm"
+        trace.spoil(live, f"{kind} mixes its channels")
+        trace.norms.append(Sight(kind, ids.numpy(), eps))
+
+
+def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
+    """Batch and instance norm: where they use statistics of the input, E vanishes channel by channel as eps → 0."""
+    a = bound(args, kwargs, "input running_mean running_var weight bias training momentum eps")
+    a = {"training": func.__name__ == "instance_norm", "eps": 1e-5, **a}
+    labels = trace.labels(a["input"])
+    statistics = a.get("use_input_stats", a["training"])
+    if labels is not None:
+        line = trace.lines(labels, 1, a["input"].shape[1], f"{func.__name__} over mixed channels")
+        ids = np.unique(line[line >= 0])
+        if statistics and len(ids) == int((line >= 0).sum()):
+            trace.padded(labels)
+            trace.blind(ids, a["eps"])
+        else:
+            trace.spoil(torch.from_numpy(ids), "batch norm in eval mode subtracts a constant")
+    _scaled(trace, a, out, 1)
+
+
+def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
+    """Layer norm and RMS norm: the sum of E over the channels vanishes as eps → 0."""
+    centred = func.__name__ == "layer_norm"
+    order = "input normalized_shape weight bias eps" if centred else "input normalized_shape weight eps"
+    a = bound(args, kwargs, order)
+    axes = len(tuple(a["normalized_shape"]))
+    eps = a.get("eps", 1e-5 if centred else None)
+    _normed(trace, centred, a, torch.finfo(out.dtype).eps if eps is None else eps, out, axes)
+
+
+def _normed(trace: Trace, centred: bool, a: dict, eps: float, out: torch.Tensor, axes: int = 1, axis: int = -1) -> None:
+    labels = trace.labels(a["input"])
+    if labels is not None:
+        rows = labels.movedim(axis, -1).flatten(-axes).flatten(0, -2)
+        _together(trace, "layer norm" if centred else "RMS norm", rows, eps)
+    if axes == 1:
+        _scaled(trace, a, out, axis)
+    else:
+        trace.label(out, None)
+
+
+def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
+    """Group norm: the sum of E over the channels of a group vanishes as eps → 0."""
+    a = bound(args, kwargs, "input num_groups weight bias eps")
+    labels = trace.labels(a["input"])
+    if labels is not None:
+        rows = labels.reshape(labels.shape[0] * a["num_groups"], -1)
+        _together(trace, "group norm", rows, a.get("eps", 1e-5))
+    _scaled(trace, a, out, 1)
+
+
+# -- norms written by hand -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float, int] | None:
+    """Whether γ x̂ + β is what a module computes, judged by its numbers: (centred?, eps, axis), or None if it is not.
+
+    The output gives 1/√(v + ε) at every position, and so ε. A norm that computes in single precision on double inputs
+    has that rounding for its ε: no sharper than that is its scale unseen.
+    """
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if not x.is_floating_point() or x.dim() < 2 or weight is None or weight.numel() not in (x.shape[-1], x.shape[1]):
+        return None
+    axis = -1 if weight.numel() == x.shape[-1] else 1
+    out = module.forward(x)
+    if not isinstance(out, torch.Tensor) or out.shape != x.shape or not bool((weight != 0).all()):
+        return None
+    x, out = x.movedim(axis, -1), out.movedim(axis, -1)
+    y = ((out if bias is None else out - bias) / weight).double()
+    own, coarse = 64 * torch.finfo(x.dtype).eps, 64 * torch.finfo(torch.float32).eps
+    for centred in (False, True):
+        z = x.double()
+        z = z - z.mean(-1, keepdim=True) if centred else z
+        v = z.square().mean(-1, keepdim=True)
+        eps = ((y * z).mean(-1, keepdim=True).div(v) ** -2 - v).median()
+        eps = torch.where(eps.abs() <= own * v.max(), 0.0, eps).clamp(min=0)
+        error = float((y - z / (v + eps).sqrt()).abs().max() / y.abs().max())
+        if error <= max(own, coarse):
+            return centred, max(float(eps), 0.0 if error <= own else error), axis
+    return None
+
+
+Handle = Callable[[Trace, Any, tuple, dict, Any], None]
+
+
+def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Handle | None:
+    """What a layer norm or an RMS norm of its author's own does to channels; None for any other module.
+
+    Candidates are leaves with one vector (and a bias); which norm it is, if any, its numbers say.
+    """
+    own = module._parameters
+    if module._modules or type(module).__module__.startswith(("torch.nn", "lawful.")) or len(args) + len(kwargs) != 1:
+        return None
+    if set(own) not in ({"weight"}, {"weight", "bias"}) or not all(p is None or p.dim() == 1 for p in own.values()):
+        return None
+    (x,) = (*args, *kwargs.values())
+    found = computes(module, x) if isinstance(x, torch.Tensor) else None
+    if found is None:
+        return None
+    centred, eps, axis = found
+
+    def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+        _normed(trace, centred, {"input": x, **own}, eps, out, axis=axis)
+
+    return handle
