@@ -23,8 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lawful.attachment.attachment import attach, attachment_of
 from lawful.conservation.base import Law, LawSet, tensors
-from lawful.conservation.derive import direct_rule, example_input, laws_of, potentials_of
+from lawful.conservation.bias import BiasLaw
+from lawful.conservation.derive import example_input, laws_of, potentials_of
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.readout import direct_attachment, recorded
 from lawful.errors import AttachmentError, LawfulError, SettingError
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
@@ -127,8 +129,8 @@ def lawcheck(
         inputs = (example_input(twin),)
     inputs, named = tree_map(_double, (inputs, dict(kwargs or {})))
     potentials = potentials_of(twin) if given is None else given
-    laws = laws_of(twin, inputs, named, potentials=potentials, identity=True).of_kind("neuron", "matrix")
-    reference = _reference(twin, potentials) if direct_rule(twin) is None else None
+    laws = _checkable(laws_of(twin, inputs, named, potentials=potentials, identity=True))
+    reference = _reference(twin, potentials) if direct_attachment(twin) is None else None
     worst: dict[tuple[str, str], float] = {}
     for seed in range(PROBES):
         generator = torch.Generator().manual_seed(seed)
@@ -148,6 +150,12 @@ def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | 
     check = lawcheck(model, args, kwargs, **options)
     if not check.ok:
         raise UnlawfulError(f"expected every violation <= {check.tolerance:g}; got\n{check!r}")
+
+
+def _checkable(found: LawSet) -> LawSet:
+    """The laws that hold exactly for any error signal."""
+    laws = [law for law in found if law.kind in ("neuron", "matrix", "range") or isinstance(law, BiasLaw)]
+    return LawSet(laws, found.reasons, found.unknown)
 
 
 # -- what is compared ----------------------------------------------------------------------------------------------
@@ -210,7 +218,7 @@ def _gradients(
 ) -> dict[str, torch.Tensor]:
     """−Ẇ for a random error signal at every output; zero where no error arrives."""
     model.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), recorded(model) as readouts:
         torch.manual_seed(seed)
         outputs = model(*inputs, **named)
         if loss_fn is not None:
@@ -221,7 +229,8 @@ def _gradients(
             signals = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in ends]
             torch.autograd.backward(ends, signals)
     parameters = model.named_parameters(remove_duplicate=False)
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+    return {**gradients, **readouts}
 
 
 @torch.no_grad()

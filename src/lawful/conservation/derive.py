@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,15 +18,20 @@ from lawful.attachment.attachment import Attachment, attachment_of
 from lawful.conservation import elementwise, layers
 from lawful.conservation.balance import NOT_LINEAR, Known, Relation
 from lawful.conservation.base import Law, LawSet
+from lawful.conservation.bias import bias_laws
 from lawful.conservation.coarse import stream_relations
+from lawful.conservation.direct import DirectTrace
+from lawful.conservation.error_maps import FeedbackOf
 from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.range import range_laws
+from lawful.conservation.readout import Readout, ReadoutGram, ReadoutTerm, direct_attachment, readout_name
 from lawful.conservation.symmetry import shift_laws
+from lawful.conservation.taps import watched
 from lawful.conservation.trace import Trace
 from lawful.errors import AttachmentError, SettingError
 from lawful.rules.base import Rule
-from lawful.rules.direct_base import DirectRule
 
 _HANDLERS: Final = {**elementwise.TABLE, **layers.TABLE}
 _DU: Final = "Du, Hu & Lee 2018, Theorem 2.1"
@@ -39,10 +44,14 @@ _UNBALANCED: Final = "its readers do not balance: degrees that differ, or a weig
 
 @dataclass(frozen=True)
 class _Block:
-    """What a block of known quantities stands for: the lines of one parameter, as its producer or as a consumer."""
+    """What a block of known quantities stands for: the lines of one parameter, as its producer or as a consumer.
+
+    ``potential`` where it is not that of the parameter's own rule: under direct rules.
+    """
 
     slices: Slices
     written: bool
+    potential: Potential | None = None
 
 
 Potentials = Callable[[str], Potential]
@@ -55,15 +64,6 @@ def potentials_of(model: nn.Module) -> Potentials:
     except AttachmentError:
         return lambda name: SQUARE
     return lambda name: _attached(attachment, name)
-
-
-def direct_rule(model: nn.Module) -> DirectRule | None:
-    """The direct rule on a model, if that is what it carries."""
-    try:
-        rules = attachment_of(model).rules.values()
-    except AttachmentError:
-        return None
-    return next((rule for rule in rules if isinstance(rule, DirectRule)), None)
 
 
 def _attached(attachment: Attachment, name: str) -> Potential:
@@ -112,42 +112,80 @@ def laws_of(
     """
     if output not in ("free", "softmax"):
         raise SettingError(f"laws_of: output must be 'free' or 'softmax'; got {output!r}")
-    direct = direct_rule(model)
-    if direct is not None:
-        why = f"{direct!r} sends errors past the layers; its laws need a virtual readout and are not derived here"
-        return LawSet([], {name: why for name, _ in model.named_parameters()}, [])
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     if not inputs and not kwargs:
         inputs = (example_input(model),)
     trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS, trusting=identity)
-    outputs = follow(trace, model, inputs, dict(kwargs or {}))
+    attachment = direct_attachment(model)
+    direct = None if attachment is None else DirectTrace(attachment, trace)
+    with nullcontext() if attachment is None or direct is None else watched(attachment, direct):
+        outputs = follow(trace, model, inputs, dict(kwargs or {}))
     for y in tree_leaves(outputs):
         if isinstance(y, torch.Tensor):
             if output == "softmax":
                 _seen_by_softmax(trace, y)
             trace.spoil(trace.labels(y), "it is an output")
-    trace.close(lambda slices, amap, written: _Block(slices, written))
+    taps = [] if direct is None else direct.taps
+    readouts = {tap.reads: direct.readout(tap) for tap in taps if direct is not None}
+    trace.close(lambda slices, amap, written: _Block(slices, written, readouts.get(amap)))
     potential = potentials_of(model) if potentials is None else potentials
     theta = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    theta |= {readout_name(tap.key): torch.empty(0) for tap in taps}
     laws, covered, lacking = [], set(), {}
-    for relation in trace.balance.solve():
+    substitutes = {} if direct is None else _substitutes(direct)
+    for relation in _variants(trace.balance.solve(), substitutes, identity):
         blocks = [block.term for block, _, _ in relation.parts if isinstance(block.term, _Block)]
-        read = {b.slices.parameter: potential(b.slices.parameter) for b in blocks if not b.written}
+        read = {b.slices.parameter: _psi(b, potential) for b in blocks if not b.written}
         flat = [name for name, psi in read.items() if not (psi.linear and (identity or psi.exists(theta[name])))]
         for block in blocks if flat else ():
-            psi = read[flat[0]]
-            lacking[block.slices] = (
-                f"{psi.rule!r} of {flat[0]} has no {'potential' if psi.linear else 'linear transport'}"
-            )
+            lacking[block.slices] = read[flat[0]].lack(flat[0])
         for law in () if flat else _laws(relation, potential, theta):
             laws.append(law)
             covered |= {block.slices for block in blocks}
     laws += shift_laws(trace)
     for parts in stream_relations(trace.balance, trace.norms):
         laws += _stream(parts, potential)
+    feedback = FeedbackOf(trace, potential, theta, direct, live=identity)
+    laws += bias_laws(trace, feedback)
+    laws += range_laws(trace, feedback, softmax=output == "softmax")
     order = {name: i for i, name in enumerate(theta)}
     laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
     return LawSet(laws, _reasons(trace, covered, lacking), trace.unknown)
+
+
+def _substitutes(direct: DirectTrace) -> dict[Slices, _Block]:
+    """Lines of a virtual readout -> those of the real layer that moves like it."""
+    found = {}
+    for tap in direct.taps:
+        substitute = direct.substitute(tap)
+        if substitute is not None and tap.reads.into is not None and substitute[0].into is not None:
+            found[tap.reads.into] = _Block(substitute[0].into, False, substitute[1])
+    return found
+
+
+def _variants(
+    relations: Iterable[Relation], substitutes: Mapping[Slices, _Block], identity: bool
+) -> Iterator[Relation]:
+    """Each relation with real layers in the place of virtual readouts where there are some; with ``identity`` both."""
+    for relation in relations:
+        blocks = [known.term for known, _, _ in relation.parts if isinstance(known.term, _Block)]
+        virtual = [block.slices for block in blocks if isinstance(block.potential, Readout)]
+        real = bool(virtual) and all(slices in substitutes for slices in virtual)
+        if identity or not real:
+            yield relation
+        if real:
+            parts = [(_real(known, substitutes), c, members) for known, c, members in relation.parts]
+            yield replace(relation, parts=parts)
+
+
+def _real(known: Known, substitutes: Mapping[Slices, _Block]) -> Known:
+    block = known.term
+    return replace(known, term=substitutes.get(block.slices, block)) if isinstance(block, _Block) else known
+
+
+def _psi(block: _Block, potential: Potentials) -> Potential:
+    """The potential of a block's parameter; ½W² for what is written."""
+    return block.potential or (SQUARE if block.written else potential(block.slices.parameter))
 
 
 def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
@@ -223,7 +261,8 @@ def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
     for name, module in model.named_modules():
         handler = _handler(module)
         handles.append(module.register_forward_pre_hook(_enter(trace, name, handler), with_kwargs=True))
-        handles.append(module.register_forward_hook(_leave(trace, handler), with_kwargs=True))
+        # first, so that the hooks of others are followed like any code behind the module
+        handles.append(module.register_forward_hook(_leave(trace, handler), with_kwargs=True, prepend=True))
     try:
         yield
     finally:
@@ -267,10 +306,12 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
         return
     sign = 1 if written[0][1] > 0 else -1
     size = len(relation.groups)
-    name, channels = _site([part[0] for part in written]), written[0][3]
-    terms, own = [], [SQUARE if b.written else potential(b.slices.parameter) for b, _, _, _ in real]
+    terms, own = [], [_psi(block, potential) for block, _, _, _ in real]
+    to = "".join(f" → tap {psi.key}" for psi in own if isinstance(psi, Readout))
+    name, channels = _site([part[0] for part in written]) + to, written[0][3]
     for (block, c, channel, members), psi in zip(real, own, strict=True):
-        terms.append(Term(block.slices, psi, float(c) * sign, _placed(channel, members), size))
+        kind = ReadoutTerm if isinstance(psi, Readout) else Term
+        terms.append(kind(block.slices, psi, float(c) * sign, _placed(channel, members), size))
     source = _DU if all(psi is SQUARE for psi in own) else _SEED
     note = "exact as eps → 0" if limit else ""
     names = [f"{name} · neuron {j}" for j in channels.tolist()]
@@ -287,18 +328,13 @@ def _stream(parts: Sequence[tuple[Known, Any]], potential: Potentials) -> Iterat
     """The scale law in front of layer norms: one number for all writers of a stream."""
     real = [(known.term, c, known.channel) for known, c in parts if isinstance(known.term, _Block)]
     written = [part for part in real if part[0].written]
-    if not written or any(not b.written and not potential(b.slices.parameter).linear for b, _, _ in real):
+    own = [_psi(block, potential) for block, _, _ in real]
+    if not written or any(not psi.linear or isinstance(psi, Readout) for psi in own):
         return
     sign = 1 if written[0][1] > 0 else -1
     terms = [
-        Term(
-            b.slices,
-            SQUARE if b.written else potential(b.slices.parameter),
-            float(c) * sign,
-            torch.from_numpy(np.where(channel >= 0, 0, -1)),
-            1,
-        )
-        for b, c, channel in real
+        Term(b.slices, psi, float(c) * sign, torch.from_numpy(np.where(channel >= 0, 0, -1)), 1)
+        for (b, c, channel), psi in zip(real, own, strict=True)
     ]
     name = _site([b for b, _, _ in written])
     yield NeuronLaw(name, terms, _TANAKA, [f"{name} · stream"], kind="scale", note="summed over j; exact as eps → 0")
@@ -331,7 +367,10 @@ def _matrix(
             if len({len(line) for line in lines}) > 1:
                 return
             index = torch.from_numpy(np.stack(lines).reshape(*chosen.shape, -1))
-            terms.append(GramTerm(block.slices, psi, slope or 0, float(c) * sign, index))
+            if isinstance(psi, Readout):
+                terms.append(ReadoutGram(block.slices, psi, float(c) * sign, index))
+            else:
+                terms.append(GramTerm(block.slices, psi, slope or 0, float(c) * sign, index))
         numbers = next(members for (block, _, _, members) in real if block.written)
         yield MatrixLaw(name, terms, source, [[str(numbers[j]) for j in group] for group in chosen])
 
@@ -346,7 +385,7 @@ def _reasons(trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str]) 
     found = {}
     for amap, uses in trace.writers.items():
         if covered.isdisjoint(amap.slices):
-            why = [lacking[s] for s in amap.slices if s in lacking]
+            why = list(dict.fromkeys(lacking[s] for s in amap.slices if s in lacking))
             why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])
     return found

@@ -128,13 +128,20 @@ def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
 # -- attention ---------------------------------------------------------------------------------------------------
 
 
-def _mix(trace: Trace, values: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike."""
+def _mix(trace: Trace, values: torch.Tensor, out: torch.Tensor, *, averages: bool) -> torch.Tensor | None:
+    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike.
+
+    ``averages``: the rows of A sum to one.
+    """
     top = values.amax(-2, keepdim=True)
     if not bool((values.masked_fill(values == ZERO, NONE) == top).logical_or(values == ZERO).all()):
         trace.spoil(values, "a product over channels that is no layer")
         return None
-    return trace.passes_by(top, _heads(top)).expand(out.shape)
+    mixed = trace.passes_by(top, _heads(top))
+    if averages and not bool((values == ZERO).any()):
+        ids = np.unique(mixed.numpy())
+        trace.carry(ids[ids >= 0], ids[ids >= 0])
+    return mixed.expand(out.shape)
 
 
 def _heads(labels: torch.Tensor) -> torch.Tensor:
@@ -170,13 +177,19 @@ def attention(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
     if kwargs.get("enable_gqa"):
         times = a["query"].shape[-3] // a["key"].shape[-3]
         key, value = (None if x is None else x.repeat_interleave(times, -3) for x in (key, value))
-    attend(trace, query, key, value, out)
+    attend(trace, query, key, value, out, averages=not a.get("dropout_p"))
 
 
 def attend(
-    trace: Trace, query: torch.Tensor | None, key: torch.Tensor | None, value: torch.Tensor | None, out: torch.Tensor
+    trace: Trace,
+    query: torch.Tensor | None,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    averages: bool,
 ) -> None:
-    """softmax(q kᵀ) v on labels."""
+    """softmax(q kᵀ) v on labels; ``averages`` where no dropout falls on the softmax."""
     if query is not None and key is not None:
         amounts, ids = _score(trace, query, key), np.unique(key[key >= 0].numpy())
         if not np.isin(ids, query.numpy()).any():  # the softmax sees no shift of the keys alone
@@ -185,7 +198,7 @@ def attend(
     else:
         for labels in (query, key):
             trace.spoil(labels, "a score with something that is no channel")
-    trace.label(out, None if value is None else _mix(trace, value, out))
+    trace.label(out, None if value is None else _mix(trace, value, out, averages=averages))
 
 
 def matmul(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
@@ -200,7 +213,8 @@ def matmul(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs
     a, b = trace.labels(left), trace.labels(right)
     scored = a is not None and b is not None and bool((a[..., :1, :] == a).all()) and bool((b[..., :1] == b).all())
     if a is None and b is not None and right.dim() >= 2 and left.dim() >= 2:
-        trace.label(out, _mix(trace, b, out))
+        rows = left.detach().sum(-1)
+        trace.label(out, _mix(trace, b, out, averages=torch.allclose(rows, torch.ones_like(rows), atol=1e-4)))
         return
     if scored and a is not None and b is not None and left.dim() >= 2 and right.dim() >= 2:
         _score(trace, a, b.mT)
@@ -236,7 +250,8 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...
         trace.read_lines(amap, labels, -1)
         projected.append(torch.from_numpy(trace.write(amap)).reshape(heads, 1, size // heads))
     mixed = torch.empty(heads, 1, size // heads)
-    attend(trace, projected[0], projected[1], projected[2], mixed)
+    averages = not (module.dropout and module.training)
+    attend(trace, projected[0], projected[1], projected[2], mixed, averages=averages)
     joined = trace.labels(mixed)
     assert joined is not None
     last = maps.linear(names["out_proj.weight"], (size, size), names.get("out_proj.bias"))

@@ -53,6 +53,9 @@ class Trace(TorchFunctionMode):
         self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
         self.tied: set[AffineMap] = set()
         self.score_amounts: set[int] = set()
+        self.inputs: dict[AffineMap, list[torch.Tensor]] = {}
+        self.applied: dict[AffineMap, list[tuple[object, torch.Tensor]]] = {}
+        self.carries: list[tuple[Ids, Ids]] = []
         self._labels: dict[int, torch.Tensor | None] = {}
         self._alive: list[object] = []
         self._nodes: dict[object, torch.Tensor | None] = {}
@@ -160,6 +163,7 @@ class Trace(TorchFunctionMode):
         """``out = W x + b``: reads the channels of x along ``axis``, writes new ones along ``out_axis``."""
         into = self.labels(x) if isinstance(x, torch.Tensor) else None
         self.read_lines(amap, into, axis)
+        self.applied.setdefault(amap, []).append((x, out))
         ids = self.write(amap)
         self.label_axis(out, ids, out_axis)
 
@@ -170,6 +174,7 @@ class Trace(TorchFunctionMode):
         if labels.shape[axis] != amap.into.count:
             self.spoil(labels, f"{amap.into.parameter} reads it in a way that is not followed")
             return
+        self.inputs.setdefault(amap, []).append(labels.movedim(axis, -1))
         line = self.lines(labels, axis, amap.into.count, f"{amap.into.parameter} mixes positions of it")
         if (line == ZERO).all():
             return  # it reads nothing
@@ -184,6 +189,13 @@ class Trace(TorchFunctionMode):
                 keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
         self.balance.read(channels[alive], amounts, 1, keys)
         self.readers.setdefault(amap, []).append((np.maximum(number, NONE), amounts))
+
+    def carry(self, amounts: Ids, into: Ids) -> None:
+        """Whoever reads by ``amounts`` gets back the error of the channels ``into`` itself, summed over positions.
+
+        Tighter than E, which a factor leaves alone: y = a + a', or a mixture of positions whose weights sum to one.
+        """
+        self.carries.append((amounts, into))
 
     def source(self, name: str, parameter: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
         """A bare parameter is an operand: the amount it contributes to each class of elements; NONE where unknown.
