@@ -35,7 +35,6 @@ def test_it_writes_a_report_like_that_of_reproduce(tmp_path):
     [
         (["--rule", "nonsense"], "no rule is called 'nonsense'"),
         (["--epochs", "-1"], "epochs must be an integer >= 0; got -1"),
-        (["--rule", "dfa", "--examples", "64", "--epochs", "1"], "has no law to watch"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2(arguments, message, tmp_path):

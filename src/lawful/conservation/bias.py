@@ -1,8 +1,9 @@
 """Bias laws: b_i − B_{i+1}ᵀ b_{i+1} is constant where layers follow each other with no activation in between.
 
-The error summed over examples and positions, S_j = Σ δ_j = −ḃ_j, comes back from a linear layer as S_i = B_{i+1}ᵀ S_{i+1},
-from a sum as it is, and from attention too (its rows sum to one). Direct rules: S_i = D_iᵀ S_L. So for a stream with
-several readers b − Σ_c B_cᵀ b_c is constant; a reader without bias passes on what its own readers send.
+The error summed over examples and positions, S_j = Σ δ_j = −ḃ_j, comes back from a linear layer as
+S_i = B_{i+1}ᵀ S_{i+1}, from a sum as it is, and from attention too (its rows sum to one). Direct rules: S_i = D_iᵀ S_L.
+So for a stream with several readers b − Σ_c B_cᵀ b_c is constant; a reader without bias passes on what its own readers
+send.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class BiasLaw(Law):
         return total
 
     def value(self, theta: Tensors) -> torch.Tensor:
-        """b − Σ_c B_cᵀ b_c, (channels,)."""
+        """The biases less what their readers' biases send back, (channels,)."""
         return self._of(theta, theta, -1)
 
     def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -117,7 +117,10 @@ def laws_of(
         inputs = (example_input(model),)
     trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS, trusting=identity)
     attachment = direct_attachment(model)
-    direct = None if attachment is None else DirectTrace(attachment, trace)
+    if attachment is not None and not attachment.feedback:
+        with undone(model):
+            model(*inputs, **dict(kwargs or {}))  # draws D, whose shape says what a feature of a block is
+    direct = None if attachment is None else DirectTrace(attachment, trace, softmax=output == "softmax")
     with nullcontext() if attachment is None or direct is None else watched(attachment, direct):
         outputs = follow(trace, model, inputs, dict(kwargs or {}))
     for y in tree_leaves(outputs):
@@ -224,20 +227,22 @@ def example_input(model: nn.Module) -> torch.Tensor:
 # -- following the run -----------------------------------------------------------------------------------------
 
 
-def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Any:
-    """Run the model under the trace; its buffers and the random state come out as they went in."""
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Run the model inside: its buffers and the random state come out as they went in."""
     saved = {name: b.detach().clone() for name, b in model.named_buffers()}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_leaves_watched(trace, model))
-        stack.enter_context(trace)
-        outputs = model(*args, **kwargs)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        yield
     with torch.no_grad():
         for name, b in model.named_buffers():
             if name in saved:  # a direct rule adds its own at the first run
                 b.copy_(saved[name])
-    return outputs
+
+
+def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Any:
+    """Run the model under the trace, and leave it as it was."""
+    with undone(model), _leaves_watched(trace, model), trace:
+        return model(*args, **kwargs)
 
 
 def _handler(module: nn.Module) -> layers.ModuleHandler | None:
@@ -282,7 +287,8 @@ def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None) -> Cal
 def _leave(trace: Trace, handler: layers.ModuleHandler | None) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict, output: Any) -> None:
         if handler is not None:
-            handler(trace, module, args, kwargs, output)
+            if trace.paused == 1:  # a leaf inside a leaf is the outer one's own business
+                handler(trace, module, args, kwargs, output)
             trace.paused -= 1
         trace.path.pop()
 
@@ -310,8 +316,11 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     to = "".join(f" → tap {psi.key}" for psi in own if isinstance(psi, Readout))
     name, channels = _site([part[0] for part in written]) + to, written[0][3]
     for (block, c, channel, members), psi in zip(real, own, strict=True):
-        kind = ReadoutTerm if isinstance(psi, Readout) else Term
-        terms.append(kind(block.slices, psi, float(c) * sign, _placed(channel, members), size))
+        place = _placed(channel, members)
+        if isinstance(psi, Readout):
+            terms.append(ReadoutTerm(block.slices, psi, float(c) * sign, place, size))
+        else:
+            terms.append(Term(block.slices, psi, float(c) * sign, place, size))
     source = _DU if all(psi is SQUARE for psi in own) else _SEED
     note = "exact as eps → 0" if limit else ""
     names = [f"{name} · neuron {j}" for j in channels.tolist()]

@@ -1,7 +1,7 @@
-"""Direct rules in a trace: a tap reads its block through a virtual readout, and real layers that move like it replace it.
+"""Direct rules in a trace: a tap reads its block through a virtual readout; real layers that move like it replace it.
 
-A layer c that reads the tapped features themselves has Ẇ_c = −δ_cᵀa. It stands for the virtual readout, with feedback M,
-wherever δ_c M is the block's signal:
+A layer c that reads the tapped features themselves has Ẇ_c = −δ_cᵀa. It stands for the virtual readout, with feedback
+M, wherever δ_c M is the block's signal:
 
 - the output layer: δ_c = e, so M = D_i and its law is that of feedback alignment;
 - the next tapped layer, if it is linear up to its tap: δ_c = signal_{i+1}(e), so D_{i+1} M = D_i (solvable whenever
@@ -69,10 +69,11 @@ class DirectTrace:
     Args:
         attachment: the direct rule on the model.
         trace: the run being followed.
+        softmax: errors at outputs that a softmax reads sum to zero.
     """
 
-    def __init__(self, attachment: DirectAttachment, trace: Trace) -> None:
-        self.attachment, self._trace = attachment, trace
+    def __init__(self, attachment: DirectAttachment, trace: Trace, *, softmax: bool = False) -> None:
+        self.attachment, self._trace, self._softmax = attachment, trace, softmax
         self.taps: list[Tapped] = []
         self._passed: dict[str, torch.Tensor] = {}
 
@@ -88,14 +89,14 @@ class DirectTrace:
 
     def cut(self, cut: Cut, passed: Any) -> None:
         """Behind the cut every feature is a channel of its own, whose error nobody hears."""
-        first, *rest = tree_leaves(passed)
-        own = cut.output.shape[1:] if cut.output.dim() > 1 else cut.output.shape
-        ids = torch.from_numpy(self._trace.balance.fresh(own.numel(), activation=True))
-        self._passed[cut.key] = ids.reshape(own).expand(cut.output.shape)
-        self._trace.label(first, self._passed[cut.key])
-        for other in rest:
-            if isinstance(other, torch.Tensor):
-                self._trace.label(other, None)
+        for tensor in tree_leaves(passed):
+            if isinstance(tensor, torch.Tensor):
+                self._trace.label(tensor, None)
+        if cut.output.requires_grad:
+            own = _features(cut.output.shape, self.attachment.feedback_of(cut.key).shape[1])
+            ids = torch.from_numpy(self._trace.balance.fresh(own.numel(), activation=True))
+            self._passed[cut.key] = ids.reshape(own).expand(cut.output.shape)
+            self._trace.label(tree_leaves(passed)[0], self._passed[cut.key])
         self._trace.paused -= 1
 
     def teach(self, cuts: list[Cut], logits: torch.Tensor, taught: torch.Tensor) -> None:
@@ -122,14 +123,21 @@ class DirectTrace:
         """The rule's signal of some errors (n, outputs), in float64."""
         return self.attachment.rules[tap.key].signal(error, _double(self.attachment.state(tap.key)))
 
-    def signals(self, tap: Tapped, *, centred: bool) -> torch.Tensor:
-        """Signals that span all there are; ``centred`` when errors sum to zero, as those of a softmax do."""
-        error = _errors(tap, 3)
-        return self.signal(tap, error - error.mean(-1, keepdim=True) if centred else error)
+    def errors(self, tap: Tapped, seed: int) -> torch.Tensor:
+        """Random error signals (n, outputs), enough of them to span all there are."""
+        generator = torch.Generator().manual_seed(seed)
+        error = torch.randn(2 * tap.outputs + 4, tap.outputs, generator=generator, dtype=torch.float64)
+        error = error.to(tap.output.device)
+        return error - error.mean(-1, keepdim=True) if self._centred(tap) else error
+
+    def _centred(self, tap: Tapped) -> bool:
+        line = last_axis(self._trace.labels(tap.logits))
+        seen = (ids for what, ids in self._trace.norms if what == "softmax output")
+        return self._softmax and line is not None and any(np.array_equal(ids, line) for ids in seen)
 
     def sends_D(self, tap: Tapped) -> bool:  # noqa: N802 - D is the letter of the mathematics
         """Whether the signal is e D."""
-        error = _errors(tap, 0)
+        error = self.errors(tap, 0)
         return _equal(self.signal(tap, error), error @ self.D(tap))
 
     def D(self, tap: Tapped) -> torch.Tensor:  # noqa: N802
@@ -152,12 +160,13 @@ class DirectTrace:
         """M, live, where δ at the layer's output times M is the tap's signal."""
         lead = tap.passed.dim() - 1
         if out is tap.logits:
-            return (lambda: self.D(tap)) if out.dim() - 1 == lead and self.sends_D(tap) else None
+            sent = out.dim() - 1 == lead and self.sends_D(tap)
+            return (lambda: self.attachment.feedback_of(tap.key)) if sent else None
         for other in self.taps:
             alone = other.output is out and other.passed.shape[:-1] == tap.passed.shape[:-1]
             if alone and other.logits is tap.logits and self._hears_only(amap, other):
                 solve = _Solution(self, tap, other)
-                error = _errors(tap, 1)
+                error = self.errors(tap, 1)
                 if _equal(self.signal(other, error) @ solve(), self.signal(tap, error)):
                     return solve
         return None
@@ -192,9 +201,8 @@ class _Solution:
         versions = [tensor._version for state in states for tensor in state.values()]
         if versions != self._versions:
             taps = (self._following, self._tap)
-            linear = all(map(self._trace.sends_D, taps))
-            error = torch.eye(self._tap.outputs, dtype=torch.float64) if linear else _errors(self._tap, 2)
-            above, below = (self._trace.signal(tap, error.to(self._trace.D(tap))) for tap in taps)
+            error = self._trace.errors(self._tap, 2)
+            above, below = (self._trace.signal(tap, error) for tap in taps)
             self._versions, self._M = versions, torch.linalg.pinv(above) @ below
         return self._M
 
@@ -212,11 +220,17 @@ class _Oriented:
         return {"B": M if self.amap.into.keep == (1,) else M.T}
 
 
-def _errors(tap: Tapped, seed: int) -> torch.Tensor:
-    """Random error signals, enough of them to span."""
-    generator = torch.Generator().manual_seed(seed)
-    n = 2 * tap.outputs + 4
-    return torch.randn(n, tap.outputs, generator=generator, dtype=torch.float64).to(tap.output.device)
+def _features(shape: torch.Size, count: int) -> torch.Size:
+    """The trailing axes that hold so many features; all of them where none do, which the attachment refuses itself."""
+    return next((shape[k:] for k in reversed(range(len(shape) + 1)) if shape[k:].numel() == count), shape)
+
+
+def last_axis(labels: torch.Tensor | None) -> Ids | None:
+    """The channel of each index of the last axis, where it is the same at every position."""
+    if labels is None:
+        return None
+    line = labels.reshape(-1, labels.shape[-1])
+    return line[0].numpy() if bool((line == line[:1]).all()) else None
 
 
 def _double(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

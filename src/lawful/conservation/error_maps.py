@@ -16,7 +16,7 @@ import torch
 from lawful.affine.maps import AffineMap
 from lawful.conservation.balance import Ids
 from lawful.conservation.base import Tensors
-from lawful.conservation.direct import DirectTrace, Tapped, is_linear
+from lawful.conservation.direct import DirectTrace, Tapped, is_linear, last_axis
 from lawful.conservation.potential import Potential
 from lawful.conservation.trace import ZERO, Trace
 
@@ -97,11 +97,9 @@ class FeedbackOf:
         """D from the logits, and M from a layer that stands for the readout."""
         direct, trace, found = self.direct, self.trace, []
         assert direct is not None
-        labels = trace.labels(tap.logits)
-        if labels is not None and labels.dim() == tap.passed.dim() and direct.sends_D(tap):
-            line = labels.reshape(-1, labels.shape[-1])
-            if bool((line == line[:1]).all()):
-                found.append(Hop(tap.reads, line[0].numpy(), lambda theta: direct.D(tap).T, None, (), f"D({tap.key})"))
+        line = last_axis(trace.labels(tap.logits))
+        if line is not None and tap.logits.dim() == tap.passed.dim() and direct.sends_D(tap):
+            found.append(Hop(tap.reads, line, lambda theta: direct.D(tap).T, None, (), f"D({tap.key})"))
         layer = direct.substitute(tap)
         onward = None if layer is None else self.once(layer[0])
         if layer is not None and onward is not None:

@@ -1,8 +1,8 @@
 """Directions that a layer never moves in: N W_i and N b_i are constant where N C_i = 0.
 
 C_L = 1 at the output (with a softmax only errors that sum to zero), C_i = B_{i+1}ᵀ C_{i+1} where layer i+1 reads the
-outputs of layer i as they are, direct rules C_i = D_iᵀ; C = 1 for the outputs of a layer with anything else behind them.
-Then δ_i = (…) C_iᵀ for every example, so W_i moves by C_i (…) only.
+outputs of layer i as they are, direct rules C_i = D_iᵀ; C = 1 for the outputs of a layer with anything else behind
+them. Then δ_i = (…) C_iᵀ for every example, so W_i moves by C_i (…) only.
 """
 
 from __future__ import annotations
@@ -182,12 +182,9 @@ class _Ranges:
     def _at_the_tap(self, tap: Tapped) -> Errors:
         direct = self._feedback.direct
         assert direct is not None
-        labels = self._trace.labels(tap.logits)
-        line = None if labels is None else labels.reshape(-1, labels.shape[-1])[0].numpy()
-        seen = self._softmax and any(w == "softmax output" and np.array_equal(x, line) for w, x in self._trace.norms)
 
         def columns(theta: Tensors) -> torch.Tensor:
-            return direct.signals(tap, centred=seen).T
+            return direct.signal(tap, direct.errors(tap, 3)).T
 
         rank = int(torch.linalg.matrix_rank(columns({})))
         return Errors(columns, rank, (f"D({tap.key})",))

@@ -4,8 +4,8 @@ The signal s = signal(e) that arrives at a block's output a ends the balance of 
 
     ⟨Ẇ_i[j], W_i[j]⟩ + b_j ḃ_j = −k Σ_n s_j a_j = k ⟨V̇[:, j], D[:, j]⟩,        V̇ = −eᵀa where s = e D.
 
-V is a linear readout that nobody trains, so ½‖W_i[j]‖² + ½b_j² − k⟨V[:, j], D[:, j]⟩ is no law in the weights alone; but
-the identity tests the backward pass of any direct rule, s and a being known in it.
+V is a linear readout that nobody trains, so ½‖W_i[j]‖² + ½b_j² − k⟨V[:, j], D[:, j]⟩ is no law in the weights alone;
+but the identity tests the backward pass of any direct rule, s and a being known in it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lawful.errors import AttachmentError, NoLawError
 from lawful.rules.direct_base import DirectRule
 from lawful.rules.feedback_alignment import FeedbackAlignment
 
-_NO_VALUE = "a virtual readout has no value: it is no weight of the model. Its rate is known, from signal and activation"
+_NO_VALUE = "a virtual readout is no weight of the model: only its rate is known, from signal and activation"
 
 
 def direct_attachment(model: nn.Module) -> DirectAttachment | None:
@@ -51,8 +51,6 @@ class Readout(Potential):
         key: the tap.
         rule: the direct rule on it.
     """
-
-    linear = True
 
     def __init__(self, key: str, rule: DirectRule) -> None:
         super().__init__(FeedbackAlignment())
@@ -79,10 +77,13 @@ class ReadoutTerm:
         slices: the features, as lines of the virtual V (outputs, features).
         potential: its :class:`Readout`.
         coefficient: −k.
-        index: (groups, channels, features per channel) which features a channel owns, or (channels, features).
+        channel: (features,) which channel a feature belongs to, −1 for none.
+        size: number of channels.
     """
 
-    def __init__(self, slices: Slices, potential: Readout, coefficient: float, channel: torch.Tensor, size: int) -> None:
+    def __init__(
+        self, slices: Slices, potential: Readout, coefficient: float, channel: torch.Tensor, size: int
+    ) -> None:
         self.slices, self.potential, self.coefficient = slices, potential, coefficient
         self.channel, self.size = channel, size
 
