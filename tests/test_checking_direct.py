@@ -136,6 +136,13 @@ def test_a_path_around_a_tap_is_balanced_too():
     assert where == {"a (neuron)", "b → tap block (neuron)"}  # c's sum holds the cut block, whose share nobody knows
 
 
+def test_a_block_changed_in_place_by_the_next():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Identity(), nn.ReLU(inplace=True), nn.Linear(5, 3))
+    result = lawcheck(model, torch.randn(6, 4), rule=lawful.DirectFeedbackAlignment(taps=["1"]))
+    assert result.ok, result
+    assert "0 → tap 1 (matrix)" in {line.where for line in result.table}
+
+
 def test_a_shared_block_has_a_readout_per_call():
     class Twice(nn.Module):
         def __init__(self):

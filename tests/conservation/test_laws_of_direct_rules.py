@@ -189,6 +189,41 @@ def test_the_output_layer_must_read_the_tapped_features_themselves():
         assert lawful.lawcheck(model).ok
 
 
+class Roll(nn.Module):
+    """Shifts half of the channels in time."""
+
+    def forward(self, h):
+        return torch.cat([h[..., :2].roll(1, 1), h[..., 2:]], -1)
+
+
+class Pair(nn.Module):
+    """Two tapped linear layers."""
+
+    def __init__(self, second, around):
+        super().__init__()
+        self.a, self.b, self.head, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 4)
+        self.one, self.two, self.around = nn.ReLU(), second, around
+
+    def forward(self, x):
+        h = self.b(self.one(self.a(x)))
+        y = self.two(h)
+        return self.head(torch.relu(y + self.c(h) if self.around else y))
+
+
+@pytest.mark.parametrize(
+    ("second", "around", "sites"),
+    [(nn.Identity(), False, {"a"}), (Roll(), False, set()), (nn.Identity(), True, set()), (nn.ReLU(), False, set())],
+    ids=["linear", "shifted in time", "heard around its tap", "masked"],
+)
+def test_the_layer_above_must_hear_its_signal_alone(second, around, sites):
+    model, x = Pair(second, around), torch.randn(5, 4, 3)
+    lawful.attach(model, lawful.DirectFeedbackAlignment(taps=["one", "two"], output="head"), strict=not around)
+    assert {law.name for law in laws_of(model, x).of_kind("neuron") if law.name == "a"} == sites
+    lines = [line for line in lawful.lawcheck(model, x).table if "neuron" in line.where]
+    assert {"a → tap one (neuron)"} <= {line.where for line in lines}
+    assert all(line.violation < 1e-10 for line in lines)
+
+
 def test_the_ledger_follows_what_is_a_law():
     model, _ = attached(nn.Identity)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.5)

@@ -88,7 +88,9 @@ def laws_of(
 
         Σ_P ½(‖W_p[j]‖² + b_p[j]²) − k Σ_C Ψ_j(W_c) = const,
 
-    and where a group of channels stays linear a whole matrix of them.
+    and where a group of channels stays linear a whole matrix of them. Where feedback is constant in time, linear layers
+    also have laws of their biases and of directions that no error reaches, and under direct rules D takes B's place
+    (drawn by this run, if it is the first).
 
     Args:
         model: any module, attached or not (then the rule is backpropagation).
