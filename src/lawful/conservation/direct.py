@@ -88,14 +88,13 @@ class DirectTrace:
         return self._trace.labels(output)
 
     def cut(self, cut: Cut, passed: Any) -> None:
-        """Behind the cut every feature is a channel of its own, whose error nobody hears."""
+        """Behind the cut every feature has a name of its own."""
         for tensor in tree_leaves(passed):
             if isinstance(tensor, torch.Tensor):
                 self._trace.label(tensor, None)
         if cut.output.requires_grad:
             own = _features(cut.output.shape, self.attachment.feedback_of(cut.key).shape[1])
-            ids = torch.from_numpy(self._trace.balance.fresh(own.numel(), activation=True))
-            self._passed[cut.key] = ids.reshape(own).expand(cut.output.shape)
+            self._passed[cut.key] = self._trace.unheard(own).expand(cut.output.shape)
             self._trace.label(tree_leaves(passed)[0], self._passed[cut.key])
         self._trace.paused -= 1
 

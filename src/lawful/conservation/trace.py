@@ -56,6 +56,7 @@ class Trace(TorchFunctionMode):
         self.inputs: dict[AffineMap, list[torch.Tensor]] = {}
         self.applied: dict[AffineMap, list[tuple[object, torch.Tensor]]] = {}
         self.carries: list[tuple[Ids, Ids]] = []
+        self._unheard: list[Ids] = []
         self._labels: dict[int, torch.Tensor | None] = {}
         self._alive: list[object] = []
         self._nodes: dict[object, torch.Tensor | None] = {}
@@ -141,6 +142,12 @@ class Trace(TorchFunctionMode):
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
 
+    def unheard(self, shape: torch.Size) -> torch.Tensor:
+        """Names for elements whose errors nobody hears: they balance nothing, but can be recognised."""
+        ids = self.balance.fresh(shape.numel())
+        self._unheard.append(ids)
+        return torch.from_numpy(ids).reshape(shape)
+
     def blind(self, norm: str, line: Ids, x: torch.Tensor, axis: int) -> None:
         """A norm reads these channels and cannot see their scale (nor, if centred, their shift)."""
         self.norms.append((norm, line))
@@ -176,6 +183,8 @@ class Trace(TorchFunctionMode):
             return
         self.inputs.setdefault(amap, []).append(labels.movedim(axis, -1))
         line = self.lines(labels, axis, amap.into.count, f"{amap.into.parameter} mixes positions of it")
+        for ids in self._unheard:
+            line = np.where((line >= ids[0]) & (line <= ids[-1]), NONE, line)
         if (line == ZERO).all():
             return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
