@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lawful.attachment.attachment import attach, attachment_of
 from lawful.conservation.base import Law, LawSet, tensors
-from lawful.conservation.derive import direct_rule, example_input, laws_of, potentials_of
+from lawful.conservation.derive import example_input, laws_of, potentials_of
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.readout import direct_attachment, recorded
 from lawful.conservation.scale import LIMIT, ScaleLaw, at_limit
 from lawful.errors import AttachmentError, LawfulError, SettingError
 from lawful.rules.base import Rule
@@ -133,10 +134,10 @@ def lawcheck(
         inputs = (example_input(twin),)
     inputs, named = tree_map(_double, (inputs, dict(kwargs or {})))
     potentials = potentials_of(twin) if given is None else given
-    output = "softmax" if loss_fn is None else "free"
-    every = laws_of(twin, inputs, named, potentials=potentials, identity=True, output=output)
-    laws = every.of_kind("neuron", "matrix")
-    reference = _reference(twin, potentials) if direct_rule(twin) is None else None
+    derive = partial(laws_of, twin, inputs, named, potentials=potentials, identity=True)
+    free, every = derive(output="free"), derive(output="softmax" if loss_fn is None else "free")
+    laws = free.of_kind("neuron", "matrix", "bias", "range")  # exact for any error signal
+    reference = _reference(twin, potentials) if direct_attachment(twin) is None else None
     unseen = _Unseen(twin, every, inputs, named, given, loss_fn)
     worst: dict[tuple[str, str], float] = {}
     for seed in range(PROBES):
@@ -235,7 +236,7 @@ class _Unseen:
                 why = "the gradients are not finite as eps → 0"
                 self.unchecked.update({law.name: f"{law.name} (scale): {why}" for law in self._scales})
                 return found
-            floor = 1e-4 * max(float((theta[n] * g).abs().max()) for n, g in gradients.items() if g.numel())
+            floor = 1e-4 * max(float((p * gradients[n]).abs().max()) for n, p in theta.items() if p.numel())
             found += [(law, _violation(law, theta, gradients, floor)) for law in self._scales]
         return found
 
@@ -287,7 +288,7 @@ def _gradients(
 ) -> dict[str, torch.Tensor]:
     """−Ẇ for a random error signal at every output, summing to zero over classes if centred; zero without an error."""
     model.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), recorded(model) as readouts:
         torch.manual_seed(seed)
         outputs = model(*inputs, **named)
         if loss_fn is not None:
@@ -298,7 +299,8 @@ def _gradients(
             signals = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in ends]
             torch.autograd.backward(ends, [_centred(e) for e in signals] if centred else signals)
     parameters = model.named_parameters(remove_duplicate=False)
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+    return {**gradients, **readouts}
 
 
 def _centred(error: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,6 @@ def test_nothing_was_trained(tmp_path):
         (["--lr", "-1"], "lr must be a positive number; got -1"),
         (["--lr", "1e200", "--examples", "64", "--epochs", "5"], "lower the learning rate"),
         (["--epochs", "-1"], "epochs must be an integer >= 0; got -1"),
-        (["--rule", "dfa", "--examples", "64", "--epochs", "1"], "has no law to watch"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2(arguments, message, tmp_path):

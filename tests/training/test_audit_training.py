@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lawful.conservation.base import LawSet
 from lawful.errors import NoLawError
 from lawful.training.audit import audit
 from lawful.training.loop import Training
@@ -132,9 +133,16 @@ def test_an_interrupted_audit_goes_on_to_the_same_numbers(tmp_path):
     assert (resumed.residual, resumed.violation) == (whole.residual, whole.violation)
 
 
-def test_a_rule_without_laws_is_named():
-    with pytest.raises(NoLawError, match="'dfa' has no law to watch"):
-        audit(replace(SMALL, rule="dfa"))
+def test_a_direct_rule_is_watched_where_it_has_a_law():
+    found = audit(replace(SMALL, rule="dfa", epochs=1))
+    assert [(site.name, site.kind) for site in found.sites if site.kind == "neuron"] == [("3", "neuron")]
+    assert found.violation < 1e-10 and "at tap '2'" in found.reasons["1.weight"]
+
+
+def test_a_rule_without_laws_is_named(monkeypatch):
+    monkeypatch.setattr("lawful.training.audit.laws_of", lambda *args, **options: LawSet([], {"w": "of that"}, []))
+    with pytest.raises(NoLawError, match="'fa' has no law to watch: of that"):
+        audit(SMALL)
 
 
 def test_convolutions():

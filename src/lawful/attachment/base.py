@@ -131,7 +131,7 @@ class Attachment(abc.ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._watch()
+        _LEARNING.add(self)  # whether it learns is asked at the next step: here the model is still half a copy
 
     def __repr__(self) -> str:
         return "Attachment(\n" + "".join(f"  {name}: {what}\n" for name, what in self.coverage.items()) + ")"

@@ -218,7 +218,7 @@ class DirectAttachment(Attachment):
             )
 
     def _tap(self, name: str, output: torch.Tensor, logits: torch.Tensor) -> Tap:
-        positions = self._positions(name, output, logits)
+        positions = self.positions(name, output, logits)
         outputs, features = logits.shape[positions:].numel(), output.shape[positions:].numel()
         if name not in self._keys:
             self._draw(name, outputs, features, output)
@@ -230,7 +230,7 @@ class DirectAttachment(Attachment):
             )
         return Tap(self.rule.signal, tuple(state), positions, tuple(output.shape), output.dtype)
 
-    def _positions(self, name: str, output: torch.Tensor, logits: torch.Tensor) -> int:
+    def positions(self, name: str, output: torch.Tensor, logits: torch.Tensor) -> int:
         """How many leading axes are shared: all of (batch, time, …) when they agree, else the batch alone."""
         convolutional = isinstance(self.model.get_submodule(self.output), nn.modules.conv._ConvNd)
         if not convolutional and output.shape[:-1] == logits.shape[:-1]:

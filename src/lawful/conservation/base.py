@@ -20,7 +20,7 @@ class Law(abc.ABC):
 
     Attributes:
         name: where it lives, "fc1" or "block.fc1 + embed".
-        kind: "neuron", "matrix", "shift" or "scale".
+        kind: "neuron", "matrix", "scale", "shift", "bias" or "range".
         formula: q in printable form.
         source: who stated it.
         names: one name per component of :meth:`value`, in its flattened order.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,18 +16,23 @@ from lawful.affine.maps import AffineMap, is_hf_conv1d
 from lawful.affine.slices import Slices
 from lawful.attachment.attachment import Attachment, attachment_of
 from lawful.conservation import elementwise, layers, norms
-from lawful.conservation.balance import NOT_LINEAR, Relation, Unseen
+from lawful.conservation.balance import NOT_LINEAR, Known, Relation, Unseen
 from lawful.conservation.base import Law, LawSet
+from lawful.conservation.bias import bias_laws
 from lawful.conservation.coarse import Stream, stream_relations
+from lawful.conservation.direct import DirectTrace
+from lawful.conservation.error_maps import FeedbackOf
 from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.range import range_laws
+from lawful.conservation.readout import Readout, ReadoutGram, ReadoutTerm, direct_attachment, readout_name
 from lawful.conservation.scale import ScaleLaw
 from lawful.conservation.symmetry import shift_laws
+from lawful.conservation.taps import watched
 from lawful.conservation.trace import Sight, Trace
 from lawful.errors import AttachmentError, SettingError
 from lawful.rules.base import Rule
-from lawful.rules.direct_base import DirectRule
 
 _HANDLERS: Final = {**elementwise.TABLE, **layers.TABLE}
 _DU: Final = "Du, Hu & Lee 2018, Theorem 2.1"
@@ -40,10 +45,14 @@ _UNBALANCED: Final = "its readers do not balance: degrees that differ, or a weig
 
 @dataclass(frozen=True)
 class _Block:
-    """What a block of known quantities stands for: the lines of one parameter, as its producer or as a consumer."""
+    """What a block of known quantities stands for: the lines of one parameter, as its producer or as a consumer.
+
+    ``potential`` where it is not that of the parameter's own rule: under direct rules.
+    """
 
     slices: Slices
     written: bool
+    potential: Potential | None = None
 
 
 Potentials = Callable[[str], Potential]
@@ -56,15 +65,6 @@ def potentials_of(model: nn.Module) -> Potentials:
     except AttachmentError:
         return lambda name: SQUARE
     return lambda name: _attached(attachment, name)
-
-
-def direct_rule(model: nn.Module) -> DirectRule | None:
-    """The direct rule on a model, if that is what it carries."""
-    try:
-        rules = attachment_of(model).rules.values()
-    except AttachmentError:
-        return None
-    return next((rule for rule in rules if isinstance(rule, DirectRule)), None)
 
 
 def _attached(attachment: Attachment, name: str) -> Potential:
@@ -89,7 +89,9 @@ def laws_of(
 
         Σ_P ½(‖W_p[j]‖² + b_p[j]²) − k Σ_C Ψ_j(W_c) = const,
 
-    and where a group of channels stays linear a whole matrix of them.
+    and where a group of channels stays linear a whole matrix of them. Where feedback is constant in time, linear layers
+    also have laws of their biases and of directions that no error reaches, and under direct rules D takes B's place
+    (drawn by this run, if it is the first).
 
     Args:
         model: any module, attached or not (then the rule is backpropagation).
@@ -113,42 +115,83 @@ def laws_of(
     """
     if output not in ("free", "softmax"):
         raise SettingError(f"laws_of: output must be 'free' or 'softmax'; got {output!r}")
-    direct = direct_rule(model)
-    if direct is not None:
-        why = f"{direct!r} sends errors past the layers; its laws need a virtual readout and are not derived here"
-        return LawSet([], {name: why for name, _ in model.named_parameters()}, [])
     inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     if not inputs and not kwargs:
         inputs = (example_input(model),)
     trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS, trusting=identity)
-    outputs = follow(trace, model, inputs, dict(kwargs or {}))
+    attachment = direct_attachment(model)
+    if attachment is not None and not attachment.feedback:
+        with undone(model):
+            model(*inputs, **dict(kwargs or {}))  # draws D, whose shape says what a feature of a block is
+    direct = None if attachment is None else DirectTrace(attachment, trace, softmax=output == "softmax")
+    with nullcontext() if attachment is None or direct is None else watched(attachment, direct):
+        outputs = follow(trace, model, inputs, dict(kwargs or {}))
     for y in tree_leaves(outputs):
         if isinstance(y, torch.Tensor):
             if output == "softmax":
                 _seen_by_softmax(trace, y)
             trace.spoil(trace.labels(y), "it is an output")
-    trace.close(lambda slices, amap, written: _Block(slices, written))
+    taps = [] if direct is None else direct.taps
+    readouts = {tap.reads: direct.readout(tap) for tap in taps if direct is not None}
+    trace.close(lambda slices, amap, written: _Block(slices, written, readouts.get(amap)))
     potential = potentials_of(model) if potentials is None else potentials
     theta = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    theta |= {readout_name(tap.key): torch.empty(0) for tap in taps}
     laws, covered, lacking = [], set(), {}
-    for relation in trace.balance.solve():
+    substitutes = {} if direct is None else _substitutes(direct)
+    for relation in _variants(trace.balance.solve(), substitutes, identity):
         blocks = [block.term for block, _, _ in relation.parts if isinstance(block.term, _Block)]
-        read = {b.slices.parameter: potential(b.slices.parameter) for b in blocks if not b.written}
+        read = {b.slices.parameter: _psi(b, potential) for b in blocks if not b.written}
         flat = [name for name, psi in read.items() if not (psi.linear and (identity or psi.exists(theta[name])))]
         for block in blocks if flat else ():
-            psi = read[flat[0]]
-            lacking[block.slices] = (
-                f"{psi.rule!r} of {flat[0]} has no {'potential' if psi.linear else 'linear transport'}"
-            )
+            lacking[block.slices] = read[flat[0]].lack(flat[0])
         for law in () if flat else _laws(relation, potential, theta):
             laws.append(law)
             covered |= {block.slices for block in blocks}
     laws += shift_laws(trace)
     for stream in stream_relations(trace.balance, trace.norms):
         laws += _stream(stream, potential)
+    feedback = FeedbackOf(trace, potential, theta, direct, live=identity)
+    laws += bias_laws(trace, feedback)
+    laws += range_laws(trace, feedback, softmax=output == "softmax")
     order = {name: i for i, name in enumerate(theta)}
     laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
     return LawSet(laws, _reasons(trace, covered, lacking, theta), trace.unknown)
+
+
+def _substitutes(direct: DirectTrace) -> dict[Slices, _Block]:
+    """Lines of a virtual readout -> those of the real layer that moves like it."""
+    found = {}
+    for tap in direct.taps:
+        substitute = direct.substitute(tap)
+        if substitute is not None and tap.reads.into is not None and substitute[0].into is not None:
+            found[tap.reads.into] = _Block(substitute[0].into, False, substitute[1])
+    return found
+
+
+def _variants(
+    relations: Iterable[Relation], substitutes: Mapping[Slices, _Block], identity: bool
+) -> Iterator[Relation]:
+    """Each relation with real layers in the place of virtual readouts where there are some; with ``identity`` both."""
+    for relation in relations:
+        blocks = [known.term for known, _, _ in relation.parts if isinstance(known.term, _Block)]
+        virtual = [block.slices for block in blocks if isinstance(block.potential, Readout)]
+        real = bool(virtual) and all(slices in substitutes for slices in virtual)
+        if identity or not real:
+            yield relation
+        if real:
+            parts = [(_real(known, substitutes), c, members) for known, c, members in relation.parts]
+            yield replace(relation, parts=parts)
+
+
+def _real(known: Known, substitutes: Mapping[Slices, _Block]) -> Known:
+    block = known.term
+    return replace(known, term=substitutes.get(block.slices, block)) if isinstance(block, _Block) else known
+
+
+def _psi(block: _Block, potential: Potentials) -> Potential:
+    """The potential of a block's parameter; ½W² for what is written."""
+    return block.potential or (SQUARE if block.written else potential(block.slices.parameter))
 
 
 def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
@@ -187,20 +230,22 @@ def example_input(model: nn.Module) -> torch.Tensor:
 # -- following the run -----------------------------------------------------------------------------------------
 
 
-def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Any:
-    """Run the model under the trace; its buffers and the random state come out as they went in."""
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Run the model inside: its buffers and the random state come out as they went in."""
     saved = {name: b.detach().clone() for name, b in model.named_buffers()}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_leaves_watched(trace, model))
-        stack.enter_context(trace)
-        outputs = model(*args, **kwargs)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        yield
     with torch.no_grad():
         for name, b in model.named_buffers():
             if name in saved:  # a direct rule adds its own at the first run
                 b.copy_(saved[name])
-    return outputs
+
+
+def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Any:
+    """Run the model under the trace, and leave it as it was."""
+    with undone(model), _leaves_watched(trace, model), trace:
+        return model(*args, **kwargs)
 
 
 def _handler(module: nn.Module) -> layers.ModuleHandler | None:
@@ -225,7 +270,8 @@ def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
         handles.append(
             module.register_forward_pre_hook(_enter(trace, name, _handler(module), chosen), with_kwargs=True)
         )
-        handles.append(module.register_forward_hook(_leave(trace, chosen), with_kwargs=True))
+        # first, so that the hooks of others are followed like any code behind the module
+        handles.append(module.register_forward_hook(_leave(trace, chosen), with_kwargs=True, prepend=True))
     try:
         yield
     finally:
@@ -255,7 +301,8 @@ def _leave(trace: Trace, chosen: Chosen) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict, output: Any) -> None:
         handler = chosen.pop()
         if handler is not None:
-            handler(trace, module, args, kwargs, output)
+            if trace.paused == 1:  # a leaf inside a leaf is the outer one's own business
+                handler(trace, module, args, kwargs, output)
             trace.paused -= 1
         trace.path.pop()
 
@@ -279,10 +326,15 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
         return
     sign = 1 if written[0][1] > 0 else -1
     size = len(relation.groups)
-    name, channels = _site([part[0] for part in written]), written[0][3]
-    terms, own = [], [SQUARE if b.written else potential(b.slices.parameter) for b, _, _, _ in real]
+    terms, own = [], [_psi(block, potential) for block, _, _, _ in real]
+    to = "".join(f" → tap {psi.key}" for psi in own if isinstance(psi, Readout))
+    name, channels = _site([part[0] for part in written]) + to, written[0][3]
     for (block, c, channel, members), psi in zip(real, own, strict=True):
-        terms.append(Term(block.slices, psi, float(c) * sign, _placed(channel, members), size))
+        place = _placed(channel, members)
+        if isinstance(psi, Readout):
+            terms.append(ReadoutTerm(block.slices, psi, float(c) * sign, place, size))
+        else:
+            terms.append(Term(block.slices, psi, float(c) * sign, place, size))
     source = _DU if all(psi is SQUARE for psi in own) else _SEED
     names = [f"{name} · neuron {j}" for j in channels.tolist()]
     if unseen:
@@ -301,18 +353,13 @@ def _stream(stream: Stream, potential: Potentials) -> Iterator[Law]:
     """The scale law in front of layer norms: one number for all writers of a stream, or of a group of its channels."""
     real = [(known.term, c, place) for known, c, place in stream.parts if isinstance(known.term, _Block)]
     written = [part for part in real if part[0].written]
-    if not written or any(not b.written and not potential(b.slices.parameter).linear for b, _, _ in real):
+    own = [_psi(block, potential) for block, _, _ in real]
+    if not written or any(not psi.linear or isinstance(psi, Readout) for psi in own):
         return
     sign = 1 if written[0][1] > 0 else -1
     terms = [
-        Term(
-            b.slices,
-            SQUARE if b.written else potential(b.slices.parameter),
-            float(c) * sign,
-            torch.from_numpy(place),
-            stream.count,
-        )
-        for b, c, place in real
+        Term(b.slices, psi, float(c) * sign, torch.from_numpy(place), stream.count)
+        for (b, c, place), psi in zip(real, own, strict=True)
     ]
     name = _site([b for b, _, _ in written])
     names = [f"{name} · {'stream' if stream.count == 1 else f'group {g}'}" for g in range(stream.count)]
@@ -346,7 +393,10 @@ def _matrix(
             if len({len(line) for line in lines}) > 1:
                 return
             index = torch.from_numpy(np.stack(lines).reshape(*chosen.shape, -1))
-            terms.append(GramTerm(block.slices, psi, slope or 0, float(c) * sign, index))
+            if isinstance(psi, Readout):
+                terms.append(ReadoutGram(block.slices, psi, float(c) * sign, index))
+            else:
+                terms.append(GramTerm(block.slices, psi, slope or 0, float(c) * sign, index))
         numbers = next(members for (block, _, _, members) in real if block.written)
         yield MatrixLaw(name, terms, source, [[str(numbers[j]) for j in group] for group in chosen])
 
@@ -363,7 +413,7 @@ def _reasons(
     found = {}
     for amap, uses in trace.writers.items():
         if covered.isdisjoint(amap.slices):
-            why = [lacking[s] for s in amap.slices if s in lacking]
+            why = list(dict.fromkeys(lacking[s] for s in amap.slices if s in lacking))
             why += [trace.loose[s.parameter] for s in amap.slices if s.parameter in trace.loose]
             why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])

@@ -29,10 +29,24 @@ def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
     return handle
 
 
+def copied(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """The identity, as another tensor."""
+    homogeneous(linear=True)(trace, func, args, kwargs, out)
+    _carried(trace, out)
+
+
+def _carried(trace: Trace, out: torch.Tensor) -> None:
+    labels = trace.labels(out)
+    if labels is not None:
+        ids = np.unique(labels.numpy())
+        trace.carry(ids[ids >= 0], ids[ids >= 0])
+
+
 def dropout(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """A mask times a constant; the identity in eval mode, and where nothing is dropped."""
     named = {"p": 0.5, "training": True, **dict(zip(("input", "p", "training"), args, strict=False)), **kwargs}
-    homogeneous(linear=not (named["training"] and named["p"]))(trace, func, args, kwargs, out)
+    handle = homogeneous() if named["training"] and named["p"] else copied
+    handle(trace, func, args, kwargs, out)
 
 
 def curved(what: str) -> Handler:
@@ -156,6 +170,8 @@ def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
     key = 0 if func.__name__ in ("sum", "mean") else None
     trace.padded(labels)
     trace.label(result, trace.passes(top, 1, key).reshape(result.shape))
+    if func.__name__ == "mean" and not bool((labels == ZERO).any()):
+        _carried(trace, result)
 
 
 def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndarray, torch.Tensor]:
@@ -180,6 +196,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
     if "other" in kwargs:
         operands.append(kwargs["other"])
     linear = func.__name__.strip("_r") in ("add", "sub", "iadd", "isub")
+    carries = func.__name__.strip("_r") in ("add", "iadd") and "alpha" not in kwargs
     parameters = _parameters(trace, operands)
     labels = [trace.full(x, out.shape) for x in operands]
     if all(bool((l < 0).all()) for l in labels):
@@ -197,6 +214,8 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
         amounts = trace.balance.fresh(int(reads.sum()))
         trace.balance.read(column[reads], amounts, 1, 0 if linear else NOT_LINEAR)
         trace.balance.link(amounts, ids[reads])
+        if carries:
+            trace.carry(amounts, ids[reads])
         entries.append((np.nonzero(reads)[0], amounts, 1))
         if i in parameters:
             sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
@@ -266,7 +285,8 @@ def quotient(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
     trace.label(out, None if labels is None else trace.passes(labels.expand(out.shape), 1, 0 if uniform else None))
 
 
-_LINEAR = "neg negative clone contiguous"
+_LINEAR = "neg negative"
+_COPIED = "clone contiguous"
 _HOMOGENEOUS = "relu leaky_relu rrelu abs absolute prelu tril triu"
 _DROPOUT = "dropout dropout1d dropout2d dropout3d feature_dropout"
 CURVED: Final = {
@@ -322,6 +342,7 @@ _POOLING = [
 
 TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(_LINEAR.split(), homogeneous(linear=True)),
+    **dict.fromkeys(_COPIED.split(), copied),
     **dict.fromkeys(_HOMOGENEOUS.split(), homogeneous()),
     **dict.fromkeys(_DROPOUT.split(), dropout),
     **{name: curved(what) for name, what in CURVED.items()},

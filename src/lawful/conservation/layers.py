@@ -84,13 +84,19 @@ def attention(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
     if kwargs.get("enable_gqa"):
         times = a["query"].shape[-3] // a["key"].shape[-3]
         key, value = (None if x is None else x.repeat_interleave(times, -3) for x in (key, value))
-    attend(trace, query, key, value, out)
+    attend(trace, query, key, value, out, averages=not a.get("dropout_p"))
 
 
 def attend(
-    trace: Trace, query: torch.Tensor | None, key: torch.Tensor | None, value: torch.Tensor | None, out: torch.Tensor
+    trace: Trace,
+    query: torch.Tensor | None,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    averages: bool,
 ) -> None:
-    """softmax(q kᵀ) v on labels."""
+    """softmax(q kᵀ) v on labels; ``averages`` where no dropout falls on the softmax."""
     if query is not None and key is not None:
         amounts, ids = score(trace, query, key), np.unique(key[key >= 0].numpy())
         if not np.isin(ids, query.numpy()).any():  # the softmax sees no shift of the keys alone
@@ -100,7 +106,7 @@ def attend(
     else:
         for labels in (query, key):
             trace.spoil(labels, "a score with something that is no channel")
-    trace.label(out, None if value is None else mix(trace, value, out.shape))
+    trace.label(out, None if value is None else mix(trace, value, out.shape, averages=averages))
 
 
 def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -129,7 +135,8 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...
         trace.read_lines(amap, labels, -1)
         projected.append(torch.from_numpy(trace.write(amap)).reshape(heads, 1, size // heads))
     mixed = torch.empty(heads, 1, size // heads)
-    attend(trace, projected[0], projected[1], projected[2], mixed)
+    averages = not (module.dropout and module.training)
+    attend(trace, projected[0], projected[1], projected[2], mixed, averages=averages)
     joined = trace.labels(mixed)
     assert joined is not None
     last = maps.linear(names["out_proj.weight"], (size, size), names.get("out_proj.bias"))

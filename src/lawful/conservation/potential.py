@@ -53,6 +53,14 @@ class Potential:
         """Whether the rule has a potential at all."""
         return self.rule.potential(weight, self._state(weight)) is not None
 
+    def lack(self, name: str) -> str:
+        """Why there is no law of a weight of this name, where there is none."""
+        return f"{self.rule!r} of {name} has no {'potential' if self.linear else 'linear transport'}"
+
+    def constant(self, weight: torch.Tensor) -> bool:
+        """Whether errors travel as δB with a B that training leaves alone."""
+        return self.linear and not self.rule.learns and self.slope(weight) == 0
+
     def feedback(self, weight: torch.Tensor) -> torch.Tensor:
         """B."""
         return self.rule.feedback(weight, self._state(weight))

@@ -140,13 +140,20 @@ def score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> np.ndarray
     return amounts
 
 
-def mix(trace: Trace, values: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
-    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike."""
+def mix(trace: Trace, values: torch.Tensor, shape: torch.Size, *, averages: bool) -> torch.Tensor | None:
+    """Mixture y = A v with A over positions (axis −2): E_j(v) = E_j(y); channels under one A mix alike.
+
+    ``averages``: the rows of A sum to one.
+    """
     top = values.amax(-2, keepdim=True)
     if not bool((values.masked_fill(values == ZERO, NONE) == top).logical_or(values == ZERO).all()):
         trace.spoil(values, "a product over channels that is no layer")
         return None
-    return trace.passes_by(top, _heads(top)).expand(shape)
+    mixed = trace.passes_by(top, _heads(top))
+    if averages and not bool((values == ZERO).any()):
+        ids = np.unique(mixed.numpy())
+        trace.carry(ids[ids >= 0], ids[ids >= 0])
+    return mixed.expand(shape)
 
 
 def _heads(labels: torch.Tensor) -> torch.Tensor:
@@ -158,13 +165,16 @@ def _heads(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _pairwise(
-    trace: Trace, left: torch.Tensor | None, right: torch.Tensor | None, shape: torch.Size
+    trace: Trace, left: torch.Tensor | None, right: torch.Tensor | None, shape: torch.Size, *, averages: bool
 ) -> torch.Tensor | None:
-    """Labels of left @ right, (…, M, K) times (…, K, N), of which at least one is an activation."""
+    """Labels of left @ right, (…, M, K) times (…, K, N), of which at least one is an activation.
+
+    ``averages``: what is no activation sums to one over K.
+    """
     if left is None and right is not None:
-        return mix(trace, right, shape)
+        return mix(trace, right, shape, averages=averages)
     if right is None and left is not None and bool((left == left[..., :1]).all()):
-        mixed = mix(trace, left.mT, torch.Size([*shape[:-2], shape[-1], shape[-2]]))
+        mixed = mix(trace, left.mT, torch.Size([*shape[:-2], shape[-1], shape[-2]]), averages=averages)
         return None if mixed is None else mixed.mT
     if left is None or right is None or not _constant(left, -2) or not _constant(right, -1):
         for labels in (left, right):
@@ -254,12 +264,19 @@ def _activations(trace: Trace, operands: list[Any], names: list[str], into: str,
         for l, n, middle, last in zip(labels, names, (own[0], summed), (summed, own[1]), strict=True)
     )
     m, n = prod(size[c] for c in own[0]), prod(size[c] for c in own[1])
-    found = _pairwise(trace, left, right, torch.Size([*lead, m, n]))
+    averages = any(l is None and _sums_to_one(x, n, summed) for l, x, n in zip(labels, operands, names, strict=True))
+    found = _pairwise(trace, left, right, torch.Size([*lead, m, n]), averages=averages)
     if found is not None:
         order = [*batch, *own[0], *own[1]]
         found = found.reshape([size[c] for c in order]).permute([order.index(c) for c in into])
     trace.label(out, found)
     return True
+
+
+def _sums_to_one(x: torch.Tensor, names: str, letters: list[str]) -> bool:
+    axes = [names.index(c) for c in letters]
+    sums = x.detach().sum(axes) if axes else x.detach()
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
 
 
 def _still(labels: torch.Tensor | None, names: str, letter: str) -> bool:

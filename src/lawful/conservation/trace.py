@@ -75,6 +75,10 @@ class Trace(TorchFunctionMode):
         self.sources: dict[str, list[tuple[Ids, Ids]]] = {}
         self.tied: set[AffineMap] = set()
         self.score_amounts: set[int] = set()
+        self.inputs: dict[AffineMap, list[torch.Tensor]] = {}
+        self.applied: dict[AffineMap, list[tuple[object, torch.Tensor]]] = {}
+        self.carries: list[tuple[Ids, Ids]] = []
+        self._unheard: list[Ids] = []
         self._labels: dict[int, torch.Tensor | None] = {}
         self._alive: list[object] = []
         self._nodes: dict[object, torch.Tensor | None] = {}
@@ -183,6 +187,12 @@ class Trace(TorchFunctionMode):
             ids = torch.unique(labels)
             self.uneven.update(ids[ids >= 0].tolist())
 
+    def unheard(self, shape: torch.Size) -> torch.Tensor:
+        """Names for elements whose errors nobody hears: they balance nothing, but can be recognised."""
+        ids = self.balance.fresh(shape.numel())
+        self._unheard.append(ids)
+        return torch.from_numpy(ids).reshape(shape)
+
     def lines(self, labels: torch.Tensor | None, axis: int, size: int, reason: str) -> Ids:
         """The channel of each index of an axis, (size,); NONE where an index holds several, and those are spoiled."""
         if labels is None:
@@ -197,6 +207,7 @@ class Trace(TorchFunctionMode):
         """``out = W x + b``: reads the channels of x along ``axis``, writes new ones along ``out_axis``."""
         into = self.labels(x) if isinstance(x, torch.Tensor) else None
         self.read_lines(amap, into, axis)
+        self.applied.setdefault(amap, []).append((x, out))
         ids = self.write(amap)
         self.label_axis(out, ids, out_axis)
 
@@ -212,7 +223,10 @@ class Trace(TorchFunctionMode):
             self.outside.add((amap, into))
             self.spoil(labels, f"{into.parameter} reads it in a way that is not followed")
             return
+        self.inputs.setdefault(amap, []).append(labels.movedim(axis, -1))
         line = self.lines(labels, axis, into.count, f"{into.parameter} mixes positions of it")
+        for ids in self._unheard:
+            line = np.where((line >= ids[0]) & (line <= ids[-1]), NONE, line)
         if (line == ZERO).all():
             return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
@@ -226,6 +240,18 @@ class Trace(TorchFunctionMode):
                 keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
         self.balance.read(channels[alive], amounts, 1, keys)
         self.readers.setdefault((amap, into), []).append((np.maximum(number, NONE), amounts))
+
+    @property
+    def alone(self) -> dict[AffineMap, list[tuple[Ids, Ids]]]:
+        """``readers`` by map, of the first input of each: a matrix product has no other."""
+        return {amap: uses for (amap, into), uses in self.readers.items() if into == amap.into}
+
+    def carry(self, amounts: Ids, into: Ids) -> None:
+        """Whoever reads by ``amounts`` gets back the error of the channels ``into`` itself, summed over positions.
+
+        Tighter than E, which a factor leaves alone: y = a + a', or a mixture of positions whose weights sum to one.
+        """
+        self.carries.append((amounts, into))
 
     def source(self, name: str, elements: torch.Tensor, place: torch.Tensor, classes: int) -> Ids:
         """A bare parameter is an operand: the amount it contributes to each class of elements; NONE where unknown.

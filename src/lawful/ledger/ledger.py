@@ -80,7 +80,7 @@ class Ledger:
                 f"Ledger: expected split_every >= 1 and record_every >= 0; got {split_every} and {record_every}"
             )
         self.model, self.optimizer = model, optimizer
-        self.laws = laws_of(model, args).of_kind("neuron", "scale", "shift") if laws is None else laws
+        self.laws = laws_of(model, args).of_kind("neuron", "scale", "shift", "bias") if laws is None else laws
         self.split_every, self.record_every = split_every, record_every
         names = {name for law in self.laws for name in law.parameters}
         everything = dict(model.named_parameters(remove_duplicate=False))

@@ -69,5 +69,5 @@ def _furthest(ledger: Ledger) -> tuple[float, str]:
     for law in ledger.laws:
         own = slice(at, at := at + len(law.names))
         share = float(change[own].sum() / start[own].sum().clamp_min(1e-300))
-        found.append((share, f"{law.kind} {law.formula if law.kind == 'shift' else law.name}"))
+        found.append((share, f"{law.kind} {law.formula if law.kind in ('shift', 'bias') else law.name}"))
     return max(found)

@@ -42,7 +42,7 @@ class Site:
 
     Attributes:
         name: the site.
-        kind: "neuron", "scale" or "shift".
+        kind: "neuron", "scale", "shift" or "bias".
         formula: q in print.
         q: Σ_j q_j (R,).
         start: Σ_j |q_j(0)|, what shares are relative to.
@@ -252,7 +252,7 @@ def _prepared(settings: Settings) -> tuple[Training, LawSet, LawSet]:
         data = training.data
         training.data = replace(data, x=data.x.double(), x_test=data.x_test.double())
     laws = laws_of(training.model, (training.data.x[:2],), output="softmax")
-    watched = laws.of_kind("neuron", "scale", "shift")
+    watched = laws.of_kind("neuron", "scale", "shift", "bias")
     if not len(watched):
         why = "; ".join(dict.fromkeys(laws.reasons.values()))
         raise NoLawError(f"model {settings.model!r} under rule {settings.rule!r} has no law to watch: {why}")

@@ -51,7 +51,7 @@ def power_of(law: Law, theta: Tensors, *, decay: float) -> int | None:
     Without decay q must be a polynomial of degree at most 2. With it q must also scale: ⟨∇q, θ⟩ = p·q, which
     ½‖W‖² − ⟨W, B⟩ does not, since decay shrinks the first twice as fast as the second.
     """
-    if law.kind == "shift":
+    if law.kind in ("shift", "bias"):
         return 1
     if any(potential.curvature is None for potential in law.potentials):
         return None

@@ -73,7 +73,7 @@ def _laws(found: Audit, most: Sequence[Site], settings: Settings) -> Figure:
         if site.predicted is not None:
             lines.append(Line("predicted", steps, site.predicted, style="--", color=1))
             if decay and not momentum:
-                power = 1 if site.kind == "shift" else 2
+                power = 1 if site.kind in ("shift", "bias") else 2
                 alone = site.q[0] * np.exp(-power * decay * settings.lr * steps)
                 lines.append(Line("by decay alone", steps, alone, style=":", color=4))
         lines.append(Line("at the start", steps, np.full_like(steps, site.q[0]), style=":", color=_GREY))

@@ -22,7 +22,7 @@ _MAX_REASONS: Final = 12
 
 def label(site: Site) -> str:
     """A layer has two shift laws, which only the formula tells apart."""
-    return site.formula.replace("_j", "ⱼ") if site.kind == "shift" else f"{site.name} ({site.kind})"
+    return site.formula.replace("_j", "ⱼ") if site.kind in ("shift", "bias") else f"{site.name} ({site.kind})"
 
 
 def by_size(found: Audit) -> list[Site]:
