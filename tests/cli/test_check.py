@@ -94,7 +94,7 @@ def test_wrong_code_is_told_where(invoke):
 
 def test_weights_without_a_law_are_named(invoke):
     result = invoke("checked_models:lawless", "--rule", "fa")
-    assert "identity" not in result.output, "tanh is not homogeneous"
+    assert "(neuron)" not in result.output, "tanh is not homogeneous"
     assert "no law for 0.weight" in result.output
 
 

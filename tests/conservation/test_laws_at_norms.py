@@ -234,3 +234,18 @@ def test_a_stream_that_is_also_an_output_has_no_shift():
             return torch.cat([h, self.o(self.n(h))], -1)
 
     assert not laws_of(Both(None), S.float()).of_kind("shift", "scale")
+
+
+def test_two_writers_that_a_norm_reads_together_share_a_scale_and_have_no_shift_of_their_own():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.n, self.o = nn.Linear(5, 4), nn.Linear(5, 2), nn.LayerNorm(6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.o(self.n(torch.cat([self.a(x), self.b(x)], -1)))
+
+    flow = Flow(Two(), S)
+    assert [law.name for law in flow.laws.of_kind("scale")] == ["a + b"] and flow.worst() < 1e-10
+    assert not flow.laws.of_kind("shift")
+    assert flow.relative(flow.g["a.weight"].sum(0), flow.g["a.weight"].abs().sum(0)) > 1e-6
