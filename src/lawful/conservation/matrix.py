@@ -63,7 +63,7 @@ class GramTerm:
     def text(self) -> str:
         """The term in print, with its sign."""
         name = self.slices.text.replace("[j]", "").replace("[:, j]", "ᵀ")
-        square, cross = f"{name}{name}ᵀ".replace("ᵀᵀ", ""), f"(BᵀW + WᵀB of {name.removesuffix('ᵀ')})"
+        square, cross = f"{name} {name}ᵀ".replace("ᵀᵀ", ""), f"(BᵀW + WᵀB of {name.removesuffix('ᵀ')})"
         body = square if self.potential is SQUARE else cross if self.slope == 0 else f"M({name})"
         return f"{'−' if self.coefficient < 0 else '+'} {body}"
 

@@ -238,8 +238,16 @@ class Trace(TorchFunctionMode):
             group = np.arange(len(line)) * amap.groups // len(line)
             for g in range(amap.groups):
                 keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
+        keys += (amap.groups + 1) * self._courses(channels[alive])
         self.balance.read(channels[alive], amounts, 1, keys)
         self.readers.setdefault((amap, into), []).append((np.maximum(number, NONE), amounts))
+
+    def _courses(self, channels: Ids) -> Ids:
+        """Numbers channels by how they were moved over positions: 0 for those that stayed; only alike ones mix."""
+        courses: dict[tuple[str, ...], int] = {(): 0}
+        return np.array(
+            [courses.setdefault(self.moves.get(i, ()), len(courses)) for i in channels.tolist()], dtype=np.int64
+        )
 
     @property
     def alone(self) -> dict[AffineMap, list[tuple[Ids, Ids]]]:
