@@ -13,12 +13,13 @@ import torch
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
 from lawful.finder.architectures import Architecture, architecture_of
-from lawful.finder.contexts import contexts_of
+from lawful.finder.candidates import Candidate
+from lawful.finder.contexts import contexts_of, steady_context
 from lawful.finder.families import family_of
 from lawful.finder.fields import System, draw_point
-from lawful.finder.geometry import GEOMETRIES, drift, in_geometry
+from lawful.finder.geometry import decay_rates, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
-from lawful.finder.named_laws import BUILDERS, Candidate
+from lawful.finder.named_laws import BUILDERS
 from lawful.finder.nullspace import num_monomials, polynomial_laws
 from lawful.finder.polynomials import Polynomial, written
 from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
@@ -35,6 +36,9 @@ MAX_DIMENSION: Final = 8000
 
 SEARCHED_BY_DEFAULT: Final = 700
 """The polynomial search runs on its own up to this many monomials (about a second)."""
+
+DEEPEST: Final = 4
+"""The highest degree it tries on its own."""
 
 Progress = Callable[[float, str], None]
 _PROVED: dict[Hashable, bool] = {}
@@ -64,16 +68,25 @@ class FoundLaw:
         W: Sequence[Any],
         b: Sequence[Any] | None = None,
         B: Sequence[Any] | None = None,
+        *,
+        t: float | None = None,
+        velocity: Sequence[Any] | None = None,
     ) -> float:
-        """The quantity at given weights.
+        """The quantity at given weights, and under decay and momentum at a given time.
 
         Args:
             W: W_1 … W_L, each (out, in).
             b: b_1 … b_L, or None without biases.
             B: B_2 … B_L (for direct rules D_1 … D_{L-1}, each (outputs, n_i); for magnitude rules M_2 … M_L; for
-                Kolen-Pollack the moving B's); not needed by backpropagation nor where the search used given numbers.
+                Kolen-Pollack the moving B's); not needed by backpropagation. Without it those of the search are taken,
+                which for laws with numbers in their formula are the only ones they hold for.
+            t: time, geometry "decay": λ · flow time, "momentum": γ · flow time; the other geometry has none.
+            velocity: geometry "momentum": (V, c, C), the derivatives of W, b and a moving B by this t, so θ̇/γ.
+
+        Raises:
+            SettingError: an argument that is missing, superfluous or of the wrong shape.
         """
-        return evaluate(self.symbols, self.terms, W, b, B)
+        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity)
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,7 @@ def find_laws(
     output: str = "free",
     inputs: Any = None,
     geometry: str = "plain",
+    decay: Sequence[int] | None = None,
     search: bool | None = None,
     num_points: int = 2,
     progress: Progress | None = None,
@@ -165,6 +179,8 @@ def find_laws(
         output: "free", or "softmax" when error signals sum to zero.
         inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
         geometry: "plain", "decay" or "momentum": the optimiser's flow; laws may then depend on time through e^t.
+        decay: relative decay rates of the layers in whole numbers, for geometry "decay" (default all 1): with
+            (1, 2, 4, …) feedback alignment keeps its neuron laws.
         search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
         num_points: random points tried while bound and count differ.
         progress: called with a fraction and a text.
@@ -182,14 +198,13 @@ def find_laws(
     family = family_of(rule)
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
-    if geometry not in GEOMETRIES:
-        raise SettingError(f"find_laws: geometry must be one of {', '.join(GEOMETRIES)}; got {geometry!r}")
+    rates = decay_rates(geometry, decay, arch.depth)
     if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
         raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
     _refuse_what_would_be_ignored(rule, B, geometry)
-    generic = isinstance(B, str)
+    numeric = not isinstance(B, str) or family.source == "sign" or family.route == "signs"
     exact = exact_feedback(arch, family, B, seed)
-    system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry)
+    system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
     _check_size(system)
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=signed_feedback(system, point))
@@ -198,11 +213,15 @@ def find_laws(
     try:
         laws = _independent(symbols, point, local, _named(symbols, progress))
         ranks.append(_rank(system, seed, len(laws), progress))
-        if _wants_search(search, symbols, degree, len(laws), ranks[0].bound, numeric=not generic):
-            found = polynomial_laws(symbols, point, degree, numeric=not generic, seed=seed, progress=progress)
-            laws = _independent(symbols, point, local, [*_candidates_of(laws), *_new(symbols, found, point, generic)])
-        while len(ranks) < num_points and min(r.bound for r in ranks) > len(laws) and all(r.complete for r in ranks):
-            ranks.append(_rank(system, seed + len(ranks), len(laws), progress, max_level=len(ranks[0].levels)))
+        for power in _degrees(search, symbols, degree, numeric=numeric):
+            if search is None and len(laws) == ranks[0].bound:
+                break
+            found = polynomial_laws(symbols, point, power, numeric=numeric, seed=seed, progress=progress)
+            laws = _independent(symbols, point, local, [*_candidates_of(laws), *_new(symbols, found, point, numeric)])
+        tries = 1 if inputs is not None and arch.sigma.slopes is not None else num_points
+        while len(ranks) < tries and min(r.bound for r in ranks) > len(laws) and all(r.complete for r in ranks):
+            more = {"near": point, "max_level": len(ranks[0].levels)}
+            ranks.append(_rank(system, seed + len(ranks), len(laws), progress, **more))
     except KeyboardInterrupt:
         interrupted = True
     bound = min((r.bound for r in ranks), default=system.dimension)
@@ -250,6 +269,8 @@ def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] 
     contexts: tuple[Context, ...] = (Context(),)
     if candidate.kind == "data" and symbols.system.inputs is not None:
         contexts = tuple(Context(x=tuple(x)) for x in symbols.system.inputs)
+    steady = steady_context(symbols.system) if candidate.local else None
+    contexts = contexts if steady is None else (steady,)
     rates = rate_of(
         symbols, candidate.polynomial, numeric=candidate.numeric, to_output=candidate.to_output, contexts=contexts,
         drift=drift,
@@ -260,14 +281,14 @@ def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] 
     return answer
 
 
-def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], generic: bool) -> list[Candidate]:
+def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], numeric: bool) -> list[Candidate]:
     """Searched polynomials that are proved over every case of the data."""
     contexts = contexts_of(symbols.system, point)
     kept = []
     for h in found:
-        if not any(rate_of(symbols, h, numeric=not generic, to_output=True, contexts=contexts, drift=drift)):
+        if not any(rate_of(symbols, h, numeric=numeric, to_output=True, contexts=contexts, drift=drift)):
             text = written(h, symbols.names.__getitem__)
-            kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, not generic, True))
+            kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, numeric, True))
     return kept
 
 
@@ -312,10 +333,12 @@ def _law(symbols: Symbols, candidate: Candidate) -> FoundLaw:
     )
 
 
-def _wants_search(search: bool | None, symbols: Symbols, degree: int, count: int, bound: int, *, numeric: bool) -> bool:
+def _degrees(search: bool | None, symbols: Symbols, degree: int, *, numeric: bool) -> list[int]:
+    """The degrees searched: the one asked for; by default the largest up to it that is quick, and quick ones above."""
     if search is not None:
-        return search
-    return count < bound and num_monomials(symbols, degree, numeric=numeric) <= SEARCHED_BY_DEFAULT
+        return [degree] * search
+    quick = [d for d in range(1, DEEPEST + 1) if num_monomials(symbols, d, numeric=numeric) <= SEARCHED_BY_DEFAULT]
+    return [max([d for d in quick if d <= degree], default=0), *(d for d in quick if d > degree)] if quick else []
 
 
 def predicted_seconds(dimension: int) -> float:

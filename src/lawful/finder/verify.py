@@ -14,10 +14,11 @@ from lawful.errors import SettingError
 from lawful.finder import jets
 from lawful.finder.architectures import Architecture
 from lawful.finder.certificate import digest
-from lawful.finder.contexts import contexts_of
+from lawful.finder.contexts import contexts_of, steady_context
 from lawful.finder.expansion import flint_rate
 from lawful.finder.families import family_of
 from lawful.finder.fields import System
+from lawful.finder.geometry import decay_rates
 from lawful.finder.independent_fields import bracket_matrix
 from lawful.finder.symbols import Symbols
 
@@ -86,7 +87,8 @@ def _system(given: Mapping[str, Any]) -> System:
     inputs = given["inputs"]
     exact_inputs = None if inputs is None else np.array([[Fraction(x) for x in row] for row in inputs], dtype=object)
     exact = (np.zeros((0, 0), dtype=object), *blocks)
-    return System(arch, family, exact, bool(given["softmax"]), exact_inputs, given["geometry"])
+    decay = decay_rates(given["geometry"], given["decay"] or None, arch.depth)
+    return System(arch, family, exact, bool(given["softmax"]), exact_inputs, given["geometry"], decay)
 
 
 def _terms(polynomial: Sequence[Any]) -> dict[tuple[int, ...], Fraction]:
@@ -106,6 +108,9 @@ def _is_law(symbols: Symbols, content: Mapping[str, Any], law: Mapping[str, Any]
     system = symbols.system
     if system.inputs is None and not system.family.orthant:
         return False
+    steady = steady_context(system)
+    if steady is not None and not flint_rate(symbols, h, numeric=numeric, context=steady):
+        return True
     contexts = contexts_of(system, _certified_point(content, system))
     return not any(flint_rate(symbols, h, numeric=numeric, context=context) for context in contexts)
 
