@@ -2,8 +2,8 @@
 
     e^{γt} (v_i W_iᵀ - W_i v_iᵀ - (B_{i+1}ᵀ v_{i+1} - v_{i+1}ᵀ B_{i+1})),   v = Ẇ, biases as a further column of W_i
 
-Its rate is F_iW_iᵀ - B_{i+1}ᵀF_{i+1} less the transpose, and the two terms are equal. For backpropagation (B = W) this is
-Noether's theorem for rotations of the hidden units; for Kolen-Pollack v_{i+1} is the velocity of B.
+Its rate is F_iW_iᵀ - B_{i+1}ᵀF_{i+1} less the transpose, and the two terms are equal. For backpropagation (B = W) this
+is Noether's theorem for rotations of the hidden units; for Kolen-Pollack v_{i+1} is the velocity of B.
 """
 
 from __future__ import annotations

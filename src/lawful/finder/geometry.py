@@ -10,6 +10,7 @@ F is linear in the free error signal. The rates r_i are whole numbers, so that e
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -54,15 +55,19 @@ def decay_rates(geometry: str, decay: Sequence[int] | None, depth: int) -> tuple
     Raises:
         SettingError: an unknown geometry, rates without "decay", or rates that are not one whole number a layer.
     """
-    if geometry not in GEOMETRIES:
+    if not isinstance(geometry, str) or geometry not in GEOMETRIES:
         raise SettingError(f"find_laws: geometry must be one of {', '.join(GEOMETRIES)}; got {geometry!r}")
     if geometry != "decay":
         if decay is not None:
             raise SettingError(f"find_laws: decay={decay!r} needs geometry='decay'; got geometry={geometry!r}")
         return ()
-    rates = (1,) * depth if decay is None else tuple(decay)
-    whole = all(isinstance(r, int) and not isinstance(r, bool) and 0 <= r <= MAX_RATE for r in rates)
-    if len(rates) != depth or not whole or not any(rates):
+    try:
+        rates = (
+            (1,) * depth if decay is None else tuple(-1 if isinstance(r, bool) else operator.index(r) for r in decay)
+        )
+    except TypeError:
+        rates = ()
+    if len(rates) != depth or not any(rates) or not all(0 <= r <= MAX_RATE for r in rates):
         raise SettingError(
             f"find_laws: decay must be {depth} whole numbers from 0 to {MAX_RATE}, one a layer and not all 0, the "
             f"relative rates (1, 2: the second layer decays twice as fast); got {decay!r}"

@@ -24,12 +24,16 @@ from lawful.finder.nullspace import num_monomials, polynomial_laws
 from lawful.finder.polynomials import Polynomial, written
 from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
 from lawful.finder.proof import Context, rate_of
+from lawful.finder.rule_objects import (
+    named_or_object,
+    refuse_what_would_be_ignored,
+    structured_feedback,
+    weight_names,
+)
 from lawful.finder.symbols import Symbols
 from lawful.finder.values import evaluate
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
-from lawful.rules.feedback_alignment import FeedbackAlignment
-from lawful.rules.kolen_pollack import KolenPollack
 
 MAX_DIMENSION: Final = 8000
 """Largest state counted exactly: the echelon basis of D² residues, twice, stays below 2 GB."""
@@ -170,7 +174,8 @@ def find_laws(
 
     Args:
         widths_or_module: n_0, …, n_L, or an ``nn.Sequential`` of Linear layers and activations.
-        rule: a rule object or its registry name.
+        rule: a rule object, its registry name, or both as in "low-rank-fa:rank=1". Low-rank, sparse and shared
+            direct feedback is drawn with its structure.
         activation: "linear", "relu", "leaky_relu", "square", "squared_relu", "tanh" or "sigmoid" (default "relu").
         bias: biases in every layer, the output included.
         degree: of the polynomial search.
@@ -195,17 +200,27 @@ def find_laws(
     """
     started = time.perf_counter()
     arch = architecture_of(widths_or_module, activation, bias)
-    family = family_of(rule)
+    made = named_or_object(rule)
+    family = family_of(made)
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
     rates = decay_rates(geometry, decay, arch.depth)
-    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
-        raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
-    _refuse_what_would_be_ignored(rule, B, geometry)
-    numeric = not isinstance(B, str) or family.source == "sign" or family.route == "signs"
-    exact = exact_feedback(arch, family, B, seed)
+    for name, number, least in (("degree", degree, 1), ("seed", seed, 0), ("num_points", num_points, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise SettingError(f"find_laws: {name} must be a whole number >= {least}; got {number!r}")
+    if search not in (None, True, False):
+        raise SettingError(f"find_laws: search must be True, False or None; got {search!r}")
+    if family.route == "signs" and arch.sigma.degree == 2 and arch.depth > 2:
+        raise SettingError(
+            f"find_laws: {family.name} sends the signs of slopes that {arch.activation} makes depend on the size of h; "
+            "take relu, leaky_relu or linear, or two layers"
+        )
+    _check_size(System(arch, family, (), geometry=geometry))
+    refuse_what_would_be_ignored(made, isinstance(B, str), geometry, arch)
+    drawn = structured_feedback(made, arch, weight_names(widths_or_module, arch), np.random.default_rng([seed, 1]))
+    exact = exact_feedback(arch, family, B, seed) if drawn is None or not isinstance(B, str) else drawn
+    numeric = not isinstance(B, str) or drawn is not None or family.source != "fixed" or family.route == "signs"
     system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
-    _check_size(system)
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=signed_feedback(system, point))
     symbols = Symbols(local)
@@ -231,14 +246,6 @@ def find_laws(
         len(laws), bound, certified, tuple(law for law, _ in laws), arch, family.name, system.dimension, tuple(ranks),
         local, time.perf_counter() - started, interrupted,
     )  # fmt: skip
-
-
-def _refuse_what_would_be_ignored(rule: Rule | DirectRule | str, B: str | Sequence[Any], geometry: str) -> None:
-    """Options of a rule object that the count would not see."""
-    if isinstance(rule, FeedbackAlignment) and rule.B is not None and isinstance(B, str):
-        raise SettingError("find_laws: the rule brings its own B; pass B=[B_2, …, B_L] to find_laws to count for it")
-    if isinstance(rule, KolenPollack) and rule.decay and geometry == "plain":
-        raise SettingError("find_laws: KolenPollack with decay has time-dependent laws; pass geometry='decay'")
 
 
 _Found = list[tuple[FoundLaw, Candidate]]
@@ -347,8 +354,21 @@ def predicted_seconds(dimension: int) -> float:
 
 
 def _check_size(system: System) -> None:
-    if system.dimension > MAX_DIMENSION:
-        raise SettingError(
-            f"find_laws: the state has {system.dimension} coordinates, exact search works up to {MAX_DIMENSION} "
-            f"(about {predicted_seconds(MAX_DIMENSION):.0f} seconds); take smaller widths"
-        )
+    """The state must fit into memory.
+
+    Raises:
+        SettingError: too large; the message names clipped widths that fit, and their time.
+    """
+    if system.dimension <= MAX_DIMENSION:
+        return
+    cap, fits = MAX_DIMENSION, system
+    while cap > 1 and fits.dimension > MAX_DIMENSION:
+        cap -= max(1, cap // 50)
+        fits = replace(system, arch=replace(system.arch, widths=tuple(min(n, cap) for n in system.arch.widths)))
+    example = ""
+    if fits.dimension <= MAX_DIMENSION:
+        seconds = predicted_seconds(fits.dimension)
+        example = f"; widths {' '.join(map(str, fits.arch.widths))} would work, in about {seconds:.0f} s"
+    raise SettingError(
+        f"find_laws: the state has {system.dimension} coordinates, exact search works up to {MAX_DIMENSION}{example}"
+    )
