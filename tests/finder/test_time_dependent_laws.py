@@ -80,7 +80,7 @@ CASES = [
     ((2, 3, 2, 2), "fa", "square", True, "decay", [1, 2, 4]),
     ((2, 3, 2, 2), "fa", "linear", True, "decay", [1, 2, 4]),
     ((2, 3, 2, 2), "dfa", "linear", False, "decay", [1, 2, 4]),
-    ((2, 3, 2, 1), "usf", "linear", True, "decay", [2, 4, 8]),
+    ((2, 3, 2, 1), "usf", "linear", True, "decay", [1, 2, 4]),
     ((2, 3, 1), "bp", "linear", False, "decay", None),
     ((2, 3, 1), "bp", "linear", False, "decay", [1, 2]),
     ((1, 3, 1), "bp", "linear", True, "decay", [3, 1]),

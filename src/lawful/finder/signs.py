@@ -50,7 +50,7 @@ def cells(columns: Sequence[Vector]) -> list[tuple[tuple[int, ...], Vector]]:
             if pattern in cut:
                 longer += [((*pattern, side), _beside(cut[pattern], new, old, side)) for side in (1, -1)]
             else:
-                longer.append(((*pattern, int(np.sign(_dot(e, new)))), e))
+                longer.append(((*pattern, _sign(_dot(e, new))), e))
         found = longer
     return found
 
@@ -72,13 +72,17 @@ def joint_patterns(patterns: Sequence[Sequence[int]], B: Sequence[np.ndarray]) -
     for pattern in patterns:
         sent = [np.array(pattern, dtype=object)]
         for block in reversed(B):
-            sent.insert(0, np.array([int(x > 0) - int(x < 0) for x in sent[0] @ block], dtype=object))
+            sent.insert(0, np.array([_sign(x) for x in sent[0] @ block], dtype=object))
         rows.add(tuple(int(x) for part in sent for x in part))
     matrix = flint.fmpz_mat([list(row) for row in sorted(rows)])
     reduced, _, rank = matrix.rref()
     return np.array([[int(reduced[r, c]) for c in range(reduced.ncols())] for r in range(rank)], dtype=object).reshape(
         rank, reduced.ncols()
     )
+
+
+def _sign(x: int) -> int:
+    return (x > 0) - (x < 0)
 
 
 def _dot(a: Vector, b: Vector) -> int:
