@@ -164,7 +164,7 @@ def _show(console: Console, found: LawSearch, *, all_: bool) -> None:
         console.print(f"… and {len(found.laws) - len(shown)} more (--all)", highlight=False)
     ranks = found.ranks[0].levels if found.ranks else []
     console.print(f"D = {found.dimension}, Lie rank {ranks} by bracket level, modulo a prime", highlight=False)
-    if found.interrupted:
+    if found.interrupted and not found.certified:
         console.print("interrupted: what follows holds, but more might have been found", style="yellow")
     console.print(str(found), style="bold green" if found.certified else "bold yellow", highlight=False, soft_wrap=True)
     if not found.certified and not found.interrupted:
