@@ -154,6 +154,16 @@ def test_laws_of_an_orthant_are_bounded_in_that_orthant():
         assert find_laws((2, 3, 2, 3, 2), rule="frsf", activation="relu", seed=seed).certified
 
 
+def test_every_point_tried_lies_in_the_orthant_of_the_first(monkeypatch):
+    from lawful.finder import search
+
+    monkeypatch.setattr(search, "BUILDERS", ())
+    found = find_laws((2, 3, 2, 2), rule="usf", activation="relu", search=False)
+    first, second = (rank.point for rank in found.ranks)
+    for a, b in zip(first[1:], second[1:], strict=True):
+        np.testing.assert_array_equal(np.sign(a), np.sign(b))
+
+
 def test_low_rank_and_shared_feedback_keep_their_structure():
     arch, rng = Architecture((3, 4, 4, 2), "linear", (False,) * 3), np.random.default_rng(0)
     low = structured_feedback(rule_named("low-rank-fa", rank=1), arch, [], rng)
