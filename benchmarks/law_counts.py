@@ -44,6 +44,7 @@ def main() -> None:
         print_table()
         return
     totals: dict[str, list[float]] = {}
+    begun = time.process_time()
     for activation, widths, bias in architectures(options.seed):
         started = time.perf_counter()
         found = find_laws(widths, rule=options.rule, activation=activation, bias=bias, seed=options.seed)
@@ -59,12 +60,14 @@ def main() -> None:
     print(f"{'activation':<12}{'networks':>9}{'certified':>10}{'largest D':>10}{'total s':>9}{'slowest s':>10}")
     for activation, (count, certified, largest, seconds, slowest) in totals.items():
         print(f"{activation:<12}{count:>9}{certified:>10}{largest:>10}{seconds:>9.2f}{slowest:>10.2f}")
-    print(f"all 100: {sum(row[3] for row in totals.values()):.2f} s, peak memory {_memory():.2f} GB")
+    seconds, used = sum(row[3] for row in totals.values()), time.process_time() - begun
+    print(f"all 100: {seconds:.2f} s ({used:.2f} s of CPU), peak memory {_memory():.2f} GB")
     if options.large:
         for activation, widths, bias in (("relu", (50, 50, 45, 3), True), ("linear", (50, 50, 45, 3), False)):
-            started = time.perf_counter()
+            started, begun = time.perf_counter(), time.process_time()
             found = find_laws(widths, rule=options.rule, activation=activation, bias=bias, seed=options.seed)
-            print(f"D = {found.dimension}: {found}, {time.perf_counter() - started:.1f} s, {_memory():.2f} GB")
+            seconds, used = time.perf_counter() - started, time.process_time() - begun
+            print(f"D = {found.dimension}: {found}, {seconds:.1f} s ({used:.1f} s of CPU), {_memory():.2f} GB")
 
 
 def print_table() -> None:

@@ -1,5 +1,8 @@
 """The counts that theory and publications state, and those that only exact arithmetic gets right."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -147,11 +150,26 @@ def test_time_dependent_laws(options, count):
         ((9, 9, 9), {"degree": 3, "search": True}, "degree"),
         ((2, 3, 1), {"geometry": "adam"}, "geometry"),
         ((2, 3, 1), {"output": "hard"}, "output"),
+        ((2.5, 3), {}, "whole numbers"),
+        ("23", {}, "whole numbers"),
+        (5, {}, "whole numbers"),
+        ((10**30, 2), {}, "8000"),
+        ((200, 200), {}, "would work, in about"),
+        ((2, 3, 1), {"activation": ["relu"]}, "activation"),
+        ((2, 3, 1), {"seed": -1}, "seed"),
+        ((2, 3, 1), {"num_points": 0}, "num_points"),
+        ((2, 3, 1), {"bias": "yes"}, "bias"),
+        ((2, 3, 1), {"B": None}, "B must be"),
+        ((2, 3, 1), {"B": [[["a", "b", "c"]]]}, "real numbers"),
+        ((2, 3, 1), {"B": [np.ones((1, 3)) * 1j]}, "real numbers"),
+        ((2, 3, 1), {"B": [[[1, 2], [3]]]}, "B must be an array"),
+        ((2, 3, 1), {"inputs": [[1, float("nan")]]}, "finite"),
+        ((2, 3, 2, 1), {"rule": "sign-fa", "activation": "square"}, "two layers"),
     ],
 )
 def test_bad_input_says_what_is_allowed(widths, options, part):
     with pytest.raises(SettingError, match=part):
-        find_laws(widths, **{"rule": "fa", **options})
+        find_laws(widths, **{"rule": "fa", **options})  # pyright: ignore[reportArgumentType]
 
 
 def test_interruption_keeps_the_levels_done():
@@ -166,6 +184,24 @@ def test_interruption_keeps_the_levels_done():
     assert found.interrupted and found.count == 25 and found.bound >= 25
     assert found.ranks[0].levels == [9]
     assert found.bound <= 40 - 9
+
+
+INTERRUPTED = """
+import os, signal
+from lawful.finder.search import find_laws
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupt(fraction, text):
+    if "brackets of level 1" in text:
+        os.kill(os.getpid(), signal.SIGINT)
+found = find_laws([3, 4, 4, 3], rule="fa", activation="linear", progress=interrupt)
+print(found, found.interrupted, found.ranks[0].levels)
+"""
+
+
+def test_a_real_interrupt_keeps_what_is_known():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fa (3, 4, 4, 3) linear: 25 independent laws")
+    assert done.stdout.endswith("True [9]\n")
 
 
 @settings(max_examples=25, deadline=None)

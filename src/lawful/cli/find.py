@@ -19,7 +19,7 @@ def find(
     widths: Annotated[
         list[int] | None, typer.Argument(metavar="[WIDTHS]...", help="Layer sizes, inputs first: 2 3 1.")
     ] = None,
-    rule: Annotated[str, typer.Option("--rule", "-r", help="Learning rule by name: bp, fa, dfa, kp, usf …")] = "fa",
+    rule: Annotated[str, typer.Option("--rule", "-r", help="Learning rule: bp, fa, dfa, low-rank-fa:rank=1 …")] = "fa",
     activation: Annotated[
         str, typer.Option("--activation", "-a", help="linear, relu, leaky_relu, square, squared_relu, tanh, sigmoid.")
     ] = "relu",
@@ -38,6 +38,12 @@ def find(
     weight_decay: Annotated[
         bool, typer.Option("--weight-decay", help="Time-dependent laws of SGD with weight decay.")
     ] = False,
+    decay: Annotated[
+        str | None,
+        typer.Option(
+            "--decay", metavar="R1,R2,…", help="Relative decay rates of the layers, e.g. 1,2,4: --weight-decay."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The seed of all random draws.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the certificate (JSON) here.")
@@ -72,13 +78,17 @@ def find(
         return
     if not widths:
         raise SettingError("lawful find: expected layer sizes, inputs first, e.g. lawful find 2 3 1; or --verify FILE")
+    if momentum and (weight_decay or decay is not None):
+        raise SettingError("lawful find: --momentum and weight decay are counted apart; give one of them")
     from lawful.finder.search import find_laws
 
+    timed = weight_decay or decay is not None
     with _bar(console) as progress:
         found = find_laws(
             widths, rule=rule, activation=activation, bias=bias, degree=degree, seed=seed, search=search,
             output="softmax" if softmax else "free", inputs=None if inputs is None else _table(inputs),
-            geometry="momentum" if momentum else "decay" if weight_decay else "plain", progress=progress,
+            geometry="momentum" if momentum else "decay" if timed else "plain",
+            decay=None if decay is None else _rates(decay), progress=progress,
         )  # fmt: skip
     _show(console, found, all_=all_)
     if out is not None:
@@ -86,6 +96,15 @@ def find(
 
         save_certificate(found, out)
         console.print(f"certificate: {out}", highlight=False, soft_wrap=True)
+
+
+def _rates(text: str) -> list[int]:
+    from lawful.errors import SettingError
+
+    try:
+        return [int(rate) for rate in text.split(",")]
+    except ValueError as error:
+        raise SettingError(f"--decay: expected whole numbers with commas between, e.g. 1,2,4; got {text!r}") from error
 
 
 class _bar:
@@ -145,7 +164,7 @@ def _show(console: Console, found: LawSearch, *, all_: bool) -> None:
         console.print(f"… and {len(found.laws) - len(shown)} more (--all)", highlight=False)
     ranks = found.ranks[0].levels if found.ranks else []
     console.print(f"D = {found.dimension}, Lie rank {ranks} by bracket level, modulo a prime", highlight=False)
-    if found.interrupted:
+    if found.interrupted and not found.certified:
         console.print("interrupted: what follows holds, but more might have been found", style="yellow")
     console.print(str(found), style="bold green" if found.certified else "bold yellow", highlight=False, soft_wrap=True)
     if not found.certified and not found.interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -109,7 +110,7 @@ class Architecture:
             raise SettingError(
                 f"find_laws: widths must be at least two whole numbers >= 1, inputs first; got {list(self.widths)}"
             )
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise SettingError(
                 f"find_laws: activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}"
             )
@@ -172,8 +173,15 @@ def architecture_of(source: Sequence[int] | torch.nn.Module, activation: str | N
     """
     if isinstance(source, torch.nn.Module):
         return _from_module(source)
-    widths = tuple(source)
-    return Architecture(widths, activation or "relu", (bias,) * max(1, len(widths) - 1))
+    if not isinstance(bias, bool):
+        raise SettingError(f"find_laws: bias must be True or False; got {bias!r}")
+    try:
+        widths = tuple(w if isinstance(w, bool) else operator.index(w) for w in source)
+    except TypeError as error:
+        raise SettingError(
+            f"find_laws: widths must be at least two whole numbers >= 1, inputs first, or a module; got {source!r}"
+        ) from error
+    return Architecture(widths, "relu" if activation is None else activation, (bias,) * max(1, len(widths) - 1))
 
 
 def _from_module(module: torch.nn.Module) -> Architecture:

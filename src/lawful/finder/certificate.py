@@ -35,6 +35,7 @@ def certificate_of(search: LawSearch) -> dict[str, Any]:
             "biases": list(search.architecture.biases),
             "rule": search.rule,
             "geometry": search.system.geometry,
+            "decay": list(search.system.decay),
             "softmax": search.system.softmax,
             "feedback": [_texts(block) for block in search.system.exact[1:]],
             "inputs": None if search.system.inputs is None else _texts(search.system.inputs),

@@ -17,6 +17,35 @@ MAX_PATTERNS = 4096
 Pattern: TypeAlias = tuple[tuple[Fraction, ...], ...]
 
 
+def steady_units(system: System) -> list[list[int | None]]:
+    """Per hidden layer, which units are off (0) or on (1) all over the orthant whose signs B carries.
+
+    Without a bias a ReLU unit whose inputs all push down is off; one whose inputs all push up acts as the identity
+    (where it is not on, its inputs are off and it carries nothing). Other units vary (None).
+    """
+    arch = system.arch
+    local = system.family.source == "sign" and arch.sigma.slopes is not None and arch.sigma.slopes[0] == 0
+    units: list[list[int | None]] = [[None] * n for n in arch.widths[1:-1]]
+    for i in range(1, arch.depth - 1) if local else ():
+        if arch.biases[i]:
+            continue
+        for j, row in enumerate(system.exact[i]):
+            pushes = [x for x, below in zip(row, units[i - 1], strict=True) if below != 0]
+            if all(x < 0 for x in pushes):
+                units[i][j] = 0
+            elif all(x > 0 for x in pushes):
+                units[i][j] = 1
+    return units
+
+
+def steady_context(system: System) -> Context | None:
+    """The case of a proof in which steady units are known and all other masks are symbols; None when none is steady."""
+    units = steady_units(system)
+    if not any(state is not None for layer in units for state in layer):
+        return None
+    return Context(masks=tuple(tuple(None if s is None else Fraction(s) for s in layer) for layer in units))
+
+
 def contexts_of(system: System, point: list[np.ndarray]) -> tuple[Context, ...]:
     """The cases for laws that are local to the orthant or the activation region of ``point``.
 

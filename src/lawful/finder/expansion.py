@@ -56,7 +56,7 @@ def _rate(
     arch, family = system.arch, system.family
     last, dimension = arch.depth - 1, system.dimension
     layers = symbols.layers(h)
-    low = min(layers, default=0) if context is None else 0
+    low = min(layers, default=0) if context is None else context.lowest(layers)
     stop = last if numeric or context is not None else max(layers, default=last)
     given = {
         int(at): value
@@ -70,9 +70,8 @@ def _rate(
     def mask(i: int, j: int) -> Any:
         if arch.sigma.slopes is None or system.acts_linearly(i):
             return 1
-        if context is not None and context.masks is not None:
-            return rational(context.masks[i][j])
-        return ring("s", i, j)
+        known = None if context is None or context.masks is None else context.masks[i][j]
+        return ring("s", i, j) if known is None else rational(known)
 
     @cache
     def pre(i: int, j: int) -> Any:
@@ -100,7 +99,9 @@ def _rate(
 
     def carried(i: int, j: int) -> Any:
         if family.route == "signs":
-            return ring("sign", i, j)
+            if not numeric or system.sent_signs is None:
+                return ring("sign", i, j)
+            return sum(ring("y", k) * rational(c) for k, c in enumerate(system.sent_signs[i][:, j]))
         if family.direct:
             signal = (lambda o: ring("y", o)) if family.route == "direct-target" else error
             return sum(signal(o) * value(int(symbols.feedback_at[i + 1][o, j])) for o in range(arch.widths[-1]))
@@ -126,7 +127,10 @@ def _rate(
             return force
         if geometry == "momentum" and number < size:
             return ring("v", number + size)
-        return ring("v", number) if number == dimension - 1 else force - ring("v", number)
+        if number == dimension - 1:
+            return ring("v", number)
+        rate = system.decay[place.layer] if geometry == "decay" and place is not None else 1
+        return force - rate * ring("v", number)
 
     total: Any = 0
     for monomial, coefficient in h.items():

@@ -59,6 +59,17 @@ FAMILIES: Final[dict[str, Family]] = {
 """The rules whose laws can be counted, by registry name."""
 
 
+STRUCTURED: Final[dict[str, Family]] = {
+    family.name: family
+    for family in (
+        Family("low-rank-fa", "feedback alignment of low rank", "fixed"),
+        Family("sparse-fa", "sparse feedback alignment", "fixed"),
+        Family("shared-dfa", "direct feedback alignment, one matrix for all", "fixed", route="direct-error"),
+    )
+}
+"""Rules whose constant feedback is not generic: their laws depend on options, and are counted for rule objects."""
+
+
 def family_of(rule: Rule | DirectRule | str) -> Family:
     """The family of a rule object or registry name.
 
@@ -66,6 +77,7 @@ def family_of(rule: Rule | DirectRule | str) -> Family:
         SettingError: a rule that counting does not know.
     """
     name = rule if isinstance(rule, str) else rule.name
-    if name not in FAMILIES:
-        raise SettingError(f"find_laws: rule must be one of {', '.join(FAMILIES)}; got {name!r}")
-    return FAMILIES[name]
+    known = {**FAMILIES, **STRUCTURED}
+    if name not in known:
+        raise SettingError(f"find_laws: rule must be one of {', '.join(known)}; got {name!r}")
+    return known[name]

@@ -20,9 +20,14 @@ import numpy as np
 from lawful.finder import residues as ff
 from lawful.finder.architectures import Architecture
 from lawful.finder.families import Family
+from lawful.finder.signs import joint_patterns, sign_cells
 
 B_RANGE = 99
 """Feedback weights are drawn as nonzero integers up to this size: exact over the rationals and modulo p alike."""
+
+
+E_RANGE = 9999
+"""Errors and feedback weights whose signs matter are whole numbers up to this size: sums are rarely zero by chance."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class System:
         softmax: error signals sum to zero.
         inputs: fixed inputs (n, n_0), rationals, for laws that hold on a data set only, or None for all inputs.
         geometry: the optimiser, a name in :data:`lawful.finder.geometry.GEOMETRIES`.
+        decay: under "decay" the relative rate at which each layer decays, in whole numbers.
     """
 
     arch: Architecture
@@ -68,6 +74,7 @@ class System:
     softmax: bool = False
     inputs: np.ndarray | None = None
     geometry: str = "plain"
+    decay: tuple[int, ...] = ()
 
     @cached_property
     def B(self) -> tuple[np.ndarray, ...]:
@@ -83,6 +90,33 @@ class System:
             np.array([int(v * common) for v in block.ravel()], dtype=object).reshape(block.shape)
             for block in self.exact
         )
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """A basis of the error signals, one a column: all of them, or for softmax those with sum zero."""
+        free = np.eye(self.arch.widths[-1], dtype=int).astype(object)
+        if self.softmax:
+            free = free[:, :-1].copy()
+            free[-1, :] = -1
+        return free
+
+    @cached_property
+    def cells(self) -> list[tuple[tuple[int, ...], list[int]]] | None:
+        """Sign feedback: every value of δ_{L-1} / σ', with an error that shows it; None for other rules or too many."""
+        if self.family.route != "signs" or self.arch.depth < 2:
+            return None
+        return sign_cells(self.scaled[-1], self.errors)
+
+    @cached_property
+    def sent_signs(self) -> tuple[np.ndarray, ...] | None:
+        """Sign feedback through a linear net: D_1 … D_{L-1} with (δ_1, …, δ_{L-1}) = y(D_1, …, D_{L-1}), y free.
+
+        None for other rules and nets, and where there are too many sign patterns to list.
+        """
+        if self.cells is None or not self.arch.sigma.linear:
+            return None
+        basis = joint_patterns([pattern for pattern, _ in self.cells], self.scaled[1:-1])
+        return tuple(np.split(basis, np.cumsum(self.arch.widths[1:-1])[:-1], axis=1))
 
     def acts_linearly(self, i: int) -> bool:
         """True when layer i (from 0) passes h on unchanged: the output, identities, and what is always switched on.
@@ -129,6 +163,12 @@ class System:
             shapes += [(widths[i + 1], widths[i]) for i in range(1, self.arch.depth)]
         return shapes
 
+    def block_layers(self) -> list[int]:
+        """The layer (from 0) that each block of :meth:`parameter_shapes` belongs to."""
+        depth = self.arch.depth
+        layers = [i for i in range(depth) for _ in range(1 + self.arch.biases[i])]
+        return layers + (list(range(1, depth)) if self.moving else [])
+
 
 def draw_feedback(arch: Architecture, family: Family, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Random nonzero integer feedback weights (positive ones for the monotone rule)."""
@@ -136,17 +176,24 @@ def draw_feedback(arch: Architecture, family: Family, rng: np.random.Generator) 
     for i in range(1, arch.depth):
         shape = (out, arch.widths[i]) if family.direct else (arch.widths[i + 1], arch.widths[i])
         sign = np.ones(shape) if family.orthant == "positive" or family.source == "sign" else rng.choice([-1, 1], shape)
-        magnitude = np.ones(shape) if family.name == "usf" else rng.integers(1, B_RANGE + 1, shape)
+        size = E_RANGE if family.route == "signs" else B_RANGE
+        magnitude = np.ones(shape) if family.name == "usf" else rng.integers(1, size + 1, shape)
         feedback.append((sign * magnitude).astype(int).astype(object))
     return tuple(feedback)
 
 
-def draw_point(system: System, rng: np.random.Generator) -> list[np.ndarray]:
-    """A random state, block by block; positive weights where the rule keeps them so."""
+def draw_point(system: System, rng: np.random.Generator, near: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+    """A random state, block by block; positive weights where the rule keeps them so.
+
+    Where laws are local to an orthant, ``near`` is a point of it.
+    """
     theta = [ff.random_residues(rng, shape) for shape in system.shapes()]
+    weights = range(1, len(system.parameter_shapes()))
     if system.family.orthant == "positive":
-        weights = len(system.parameter_shapes())
-        theta = [np.abs(t) + 1 if t.ndim == 2 and 0 < i < weights else t for i, t in enumerate(theta)]
+        return [np.abs(t) + 1 if t.ndim == 2 and i in weights else t for i, t in enumerate(theta)]
+    if system.family.orthant and near is not None:
+        sides = [np.where(block < 0, -1.0, 1.0) for block in near]
+        return [(np.abs(t) + 1) * s if t.ndim == 2 else t for t, s in zip(theta, sides, strict=True)]
     return theta
 
 
@@ -168,16 +215,34 @@ def draw_data(system: System, point: Sequence[np.ndarray], count: int, rng: np.r
         x = ff.random_residues(rng, (count, arch.widths[0]))
     else:
         x = system.inputs[np.arange(count) % len(system.inputs)]
-    size = B_RANGE if family.route == "signs" else ff.PRIME // 2
-    e = rng.integers(-size, size + 1, (count, arch.widths[-1])).astype(np.float64)
+    blind = family.route == "signs" and system.cells is None
+    e = _off_walls(system, count, rng) if blind else _errors(system, count, rng)
+    masks = _masks(system, point, x, rng)
+    x = ff.residues_of(x) if system.inputs is not None else x
+    signs = _signs(system, _sent(system, e, rng), masks) if family.route == "signs" else []
+    values = [ff.random_residues(rng, (count, n)) for n in hidden] if arch.sigma.degree is None else []
+    return Data(x, e, ff.random_residues(rng, e.shape), masks, values, signs)
+
+
+def _errors(system: System, count: int, rng: np.random.Generator, size: int = ff.PRIME // 2) -> np.ndarray:
+    e = rng.integers(-size, size + 1, (count, system.arch.widths[-1])).astype(np.float64)
     if system.softmax:
         e[:, -1] = -e[:, :-1].sum(axis=1)
         e = ff.reduce(e)
-    masks = _masks(system, point, x, rng)
-    x = ff.residues_of(x) if system.inputs is not None else x
-    signs = _signs(system, e, masks)
-    values = [ff.random_residues(rng, (count, n)) for n in hidden] if arch.sigma.degree is None else []
-    return Data(x, e, ff.random_residues(rng, e.shape), masks, values, signs)
+    return e
+
+
+def _off_walls(system: System, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Errors none of whose images vanishes by chance: laws need not hold on a set of measure zero."""
+    B = system.scaled[-1]
+    moving = np.any((system.errors.T @ B).astype(bool), axis=0)
+    e = _errors(system, count, rng, E_RANGE)
+    while True:
+        sent = e.astype(int).astype(object) @ B
+        hit = np.any((sent == 0) & moving, axis=1)
+        if not hit.any():
+            return e
+        e[hit] = _errors(system, int(hit.sum()), rng, E_RANGE)
 
 
 def _masks(
@@ -236,20 +301,32 @@ def slope_residues(system: System, on: np.ndarray) -> np.ndarray:
     return np.where(on, ff.residue(high), ff.residue(low))
 
 
-def _signs(system: System, e: np.ndarray, masks: list[np.ndarray | None]) -> list[np.ndarray]:
+def _sent(system: System, e: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sign(eB_L) of each error, or of a cell drawn at random where the cells are known.
+
+    The errors of a cell are an open cone, so that the fields they give span those with this pattern and any error.
+    """
+    if system.cells is None:
+        return np.sign((e.astype(int).astype(object) @ system.scaled[-1]).astype(np.float64))
+    return np.array([pattern for pattern, _ in system.cells], dtype=np.float64)[
+        rng.integers(0, len(system.cells), len(e))
+    ]
+
+
+def _signs(system: System, sent: np.ndarray, masks: list[np.ndarray | None]) -> list[np.ndarray]:
     """For the sign rule: sign(δ_i B_i) per hidden layer, from exact small integers (it does not depend on θ)."""
-    if system.family.route != "signs":
-        return []
     low, high = system.arch.sigma.slopes or (Fraction(1), Fraction(1))
     common = math.lcm(Fraction(low).denominator, Fraction(high).denominator)
     signs: list[np.ndarray] = []
-    delta = e.astype(int).astype(object)
+    carried = sent.astype(int)
     for i in reversed(range(1, system.arch.depth)):
-        carried = np.sign((delta @ system.scaled[i]).astype(np.float64)).astype(int)
         signs.insert(0, carried.astype(np.float64))
+        if i == 1:
+            break
         mask = masks[i - 1]
         slope = 1 if mask is None else np.where(mask == 1, int(high * common), int(low * common))
         delta = (carried * slope).astype(object)
+        carried = np.sign((delta @ system.scaled[i - 1]).astype(np.float64)).astype(int)
     return signs
 
 

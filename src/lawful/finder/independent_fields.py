@@ -51,7 +51,8 @@ def _state_field(system: System, B: list[np.ndarray], state: list[Jet], data: di
     if system.geometry == "plain":
         return force
     if system.geometry == "decay":
-        return [jets.plus(f, t, -1) for f, t in zip(force, state[:size], strict=True)] + [state[-1]]
+        rates = [system.decay[layer] for layer in system.block_layers()]
+        return [jets.plus(f, t, -r) for f, t, r in zip(force, state[:size], rates, strict=True)] + [state[-1]]
     velocity = state[size : 2 * size]
     return velocity + [jets.plus(f, v, -1) for f, v in zip(force, velocity, strict=True)] + [state[-1]]
 
@@ -60,10 +61,7 @@ def _draw(system: System, state: list[np.ndarray], rows: int, rng: np.random.Gen
     """Inputs, errors, targets, masks in {0, 1} or {slope, 1}, carried signs and free activation values."""
     arch, family = system.arch, system.family
     x = rng.integers(0, MODULUS, (rows, arch.widths[0]))
-    signed = rng.integers(-99, 100, (rows, arch.widths[-1]))
-    e = signed.copy()
-    if system.softmax:
-        e[:, -1] = -e[:, :-1].sum(axis=1)
+    e = _errors(system, rows, rng)
     low, high = arch.sigma.slopes or (Fraction(1), Fraction(1))
     if system.inputs is not None:
         chosen = rng.integers(0, len(system.inputs), rows)
@@ -86,7 +84,29 @@ def _draw(system: System, state: list[np.ndarray], rows: int, rng: np.random.Gen
             delta = delta * np.where(on[i - 1], int(high * 100), int(low * 100)).astype(object)
     values = [rng.integers(0, MODULUS, (rows, n)) for n in arch.widths[1:-1]]
     y = rng.integers(0, MODULUS, e.shape)
-    return {"x": x, "e": e % MODULUS, "y": y, "masks": masks, "signs": signs, "values": values}
+    return {"x": x, "e": (e % MODULUS).astype(np.int64), "y": y, "masks": masks, "signs": signs, "values": values}
+
+
+def _errors(system: System, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Random errors; for sign feedback none with an image of zero, and half of them from cells that are listed.
+
+    Images of zero have measure zero; random errors may miss a narrow cell.
+    """
+    e = rng.integers(-(2**20), 2**20 + 1, (rows, system.arch.widths[-1]))
+    if system.softmax:
+        e[:, -1] = -e[:, :-1].sum(axis=1)
+    if system.family.route == "signs":
+        B = system.exact[-1]
+        zero = ((e.astype(object) @ B) == 0) & np.array([any(column) for column in (system.errors.T @ B).T])
+        again = zero.any(axis=1)
+        if again.any():
+            e[again] = _errors(system, int(again.sum()), rng)
+        if system.cells is not None:
+            e = e.astype(object)
+            shown = [witness for _, witness in system.cells]
+            for row in range(0, rows, 2):
+                e[row] = shown[int(rng.integers(0, len(shown)))]
+    return e
 
 
 def _patterns(system: System, state: list[np.ndarray], rows: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -23,6 +23,9 @@ Field = Callable[[Sequence[Any]], list[Any]]
 MARGIN = 6
 """Samples beyond the rank still missing; a level that adds fewer than were asked for is exhausted."""
 
+RARE = 96
+"""Samples in a batch where data are drawn from finitely many cases."""
+
 MAX_LEVEL = 6
 _BLOCK_ELEMENTS = 3_000_000
 
@@ -90,6 +93,7 @@ def lie_rank(
     system: System,
     *,
     seed: int = 0,
+    near: Sequence[np.ndarray] | None = None,
     known: int = 0,
     max_level: int = MAX_LEVEL,
     progress: Callable[[float, str], None] | None = None,
@@ -99,6 +103,7 @@ def lie_rank(
     Args:
         system: network, rule and feedback weights.
         seed: draws the point and the samples.
+        near: a point of the orthant that the point must lie in, where laws are local to one.
         known: laws already proved; reaching dimension - known ends the search, as more is impossible.
         max_level: the deepest bracket.
         progress: called with a fraction and a text.
@@ -107,7 +112,7 @@ def lie_rank(
         The ranks; after Ctrl-C those of the levels done, with ``complete`` False.
     """
     rng = np.random.default_rng(seed)
-    point = draw_point(system, rng)
+    point = draw_point(system, rng, near)
     B = feedback_at(system, point)
     dimension = system.dimension
     echelon = ff.Echelon(dimension)
@@ -138,16 +143,20 @@ def _add_level(
     rng: np.random.Generator,
     progress: Callable[[float, str], None] | None,
 ) -> int:
-    """Add brackets of one level until a batch gives less than it could; the number evaluated."""
+    """Add brackets of one level until a batch gives less than it could; the number evaluated.
+
+    Where signs and activation patterns are few and some of them rare, until a batch gives nothing.
+    """
     used = 0
+    rare = bool(system.family.orthant) or system.family.route == "signs"
     cap = max(8, _BLOCK_ELEMENTS // (system.dimension * 2 ** min(level, 4)))
     while echelon.rank < target:
-        count = min(target - echelon.rank + MARGIN, cap)
+        count = min(max(target - echelon.rank + MARGIN, RARE if rare else 0), cap)
         data = [draw_data(system, point, count, rng) for _ in range(level + 1)]
         gained = len(echelon.add(bracket_rows(system, B, point, data, count)))
         used += count
         if progress is not None:
             progress(echelon.rank / max(1, target), f"brackets of level {level}: rank {echelon.rank} of {target}")
-        if gained < count - MARGIN // 2:
+        if gained == 0 or (not rare and gained < count - MARGIN // 2):
             break
     return used

@@ -35,7 +35,9 @@ def exact_feedback(arch: Architecture, family: Family, B: str | Sequence[Any], s
     if family.source in ("weight", "moving"):
         raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
     shapes = [block.shape for block in drawn[1:]]
-    arrays = [np.asarray(torch.as_tensor(b).detach().cpu() if isinstance(b, torch.Tensor) else b) for b in B]
+    if not isinstance(B, Sequence):
+        raise SettingError(f"find_laws: B must be 'generic' or a list of {len(shapes)} arrays; got {B!r}")
+    arrays = [_array(b, "B") for b in B]
     if [a.shape for a in arrays] != shapes:
         raise SettingError(
             f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
@@ -71,10 +73,22 @@ def exact_inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:
     """The given inputs (n, n_0) as rationals, or None."""
     if inputs is None:
         return None
-    array = np.asarray(inputs.detach().cpu() if isinstance(inputs, torch.Tensor) else inputs)
+    array = _array(inputs, "inputs")
     if array.ndim != 2 or array.shape[1] != arch.widths[0] or not len(array):
         raise SettingError(f"find_laws: inputs must have shape (n, {arch.widths[0]}) with n >= 1; got {array.shape}")
     return exact_array(array, "inputs")
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    """As an array of numbers.
+
+    Raises:
+        SettingError: rows of unequal length.
+    """
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    except ValueError as error:
+        raise SettingError(f"find_laws: {what} must be an array of numbers; got {values!r:.60}") from error
 
 
 def exact_array(array: np.ndarray, what: str) -> np.ndarray:
@@ -83,6 +97,12 @@ def exact_array(array: np.ndarray, what: str) -> np.ndarray:
     Raises:
         SettingError: an entry that is not finite.
     """
-    if not np.isfinite(array.astype(np.float64)).all():
-        raise SettingError(f"find_laws: {what} must be finite")
+    try:
+        finite = not np.iscomplexobj(array) and np.isfinite(array.astype(np.float64)).all()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SettingError(
+            f"find_laws: {what} must hold real numbers; got {array.dtype} {array.tolist()!r:.60}"
+        ) from error
+    if not finite:
+        raise SettingError(f"find_laws: {what} must be finite real numbers")
     return np.array([Fraction(x) for x in array.ravel().tolist()], dtype=object).reshape(array.shape)

@@ -24,12 +24,22 @@ class Context:
     """What is known of the data in one case of a proof; empty: everything is a symbol.
 
     Attributes:
-        masks: per hidden layer the slopes of an activation pattern.
+        masks: per hidden layer the slopes of an activation pattern; None for a unit whose slope is a symbol.
         x: the input.
     """
 
-    masks: tuple[tuple[Fraction, ...], ...] | None = None
+    masks: tuple[tuple[Fraction | None, ...], ...] | None = None
     x: tuple[int | Fraction, ...] | None = None
+
+    def lowest(self, layers: set[int]) -> int:
+        """The layer (from 0) at which an expansion may begin for a law that mentions ``layers``.
+
+        At the lowest of them; one below when some masks are known, as what enters then depends on them; at the input
+        when all data are known.
+        """
+        known = self.x is not None or (self.masks is not None and all(None not in layer for layer in self.masks))
+        first = min(layers, default=0)
+        return 0 if known else first if self.masks is None else max(0, first - 1)
 
 
 @dataclass
@@ -67,7 +77,9 @@ class Expansion:
             part = slope if place.column is None else poly.times(slope, self.activation(place.layer, place.column))
             rows.setdefault((place.layer, place.row), []).append(part)
         for (layer, row), parts in rows.items():
-            poly.add_into(total, poly.times(self.delta(layer, row), poly.total_of(parts)), -1)
+            meeting = poly.total_of(parts)
+            if meeting:
+                poly.add_into(total, poly.times(self.delta(layer, row), meeting), -1)
         return total
 
     def _symbol(self, kind: str, layer: int, unit: int) -> Polynomial:
@@ -95,9 +107,10 @@ class Expansion:
         sigma = self.symbols.system.arch.sigma
         if layer == self.low or sigma.degree is None:
             return self._symbol("a", layer, unit)
-        h = self._once("pre", layer - 1, unit)
+        mask = self._mask(layer - 1, unit)
+        h = self._once("pre", layer - 1, unit) if mask else {}
         a = poly.times(h, h) if sigma.degree == 2 else h
-        return poly.times(a, self._mask(layer - 1, unit))
+        return poly.times(a, mask)
 
     def _pre(self, layer: int, unit: int) -> Polynomial:
         arch = self.symbols.system.arch
@@ -114,9 +127,8 @@ class Expansion:
         system = self.symbols.system
         if system.arch.sigma.slopes is None or system.acts_linearly(layer):
             return poly.constant(1)
-        if self.context.masks is not None:
-            return poly.constant(self.context.masks[layer][unit])
-        return self._symbol("s", layer, unit)
+        known = None if self.context.masks is None else self.context.masks[layer][unit]
+        return self._symbol("s", layer, unit) if known is None else poly.constant(known)
 
     def _backward(self, layer: int, unit: int) -> Polynomial:
         system = self.symbols.system
@@ -125,13 +137,23 @@ class Expansion:
         if layer == self.high and not system.family.direct and system.family.route != "signs":
             return self._symbol("delta", layer, unit)
         if system.family.route == "signs":
-            return poly.times(self._symbol("sign", layer, unit), self._slope(layer, unit))
+            return poly.times(self._sign(layer, unit), self._slope(layer, unit))
+        if not self._mask(layer, unit):
+            return {}
         carried: Polynomial = {}
         direct = system.family.direct
         for o in range(system.arch.widths[-1] if direct else system.arch.widths[layer + 2]):
             signal = self._signal(o) if direct else self.delta(layer + 1, o)
             poly.add_into(carried, poly.times(signal, self._feedback(layer + 1, o, unit)))
         return poly.times(carried, self._slope(layer, unit))
+
+    def _sign(self, layer: int, unit: int) -> Polynomial:
+        """A symbol of its own; for given B through a linear net a combination of as many as the signs span."""
+        maps = self.symbols.system.sent_signs if self.numeric else None
+        if maps is None:
+            return self._symbol("sign", layer, unit)
+        column = maps[layer][:, unit]
+        return poly.total_of(poly.times(poly.constant(c), self._symbol("y", 0, k)) for k, c in enumerate(column))
 
     def _slope(self, layer: int, unit: int) -> Polynomial:
         sigma = self.symbols.system.arch.sigma
@@ -198,7 +220,7 @@ def rate_of(
     layers = symbols.layers(h)
     rates = []
     for context in contexts:
-        low = min(layers, default=0) if context == Context() else 0
+        low = context.lowest(layers)
         high = last if to_output else max(layers, default=last)
         rates.append(Expansion(symbols, low, high, numeric, context, drift).rate(h))
     return rates

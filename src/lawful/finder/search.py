@@ -13,28 +13,36 @@ import torch
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
 from lawful.finder.architectures import Architecture, architecture_of
-from lawful.finder.contexts import contexts_of
+from lawful.finder.candidates import Candidate
+from lawful.finder.contexts import contexts_of, steady_context
 from lawful.finder.families import family_of
 from lawful.finder.fields import System, draw_point
-from lawful.finder.geometry import GEOMETRIES, drift, in_geometry
+from lawful.finder.geometry import decay_rates, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
-from lawful.finder.named_laws import BUILDERS, Candidate
+from lawful.finder.named_laws import BUILDERS
 from lawful.finder.nullspace import num_monomials, polynomial_laws
 from lawful.finder.polynomials import Polynomial, written
 from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
 from lawful.finder.proof import Context, rate_of
+from lawful.finder.rule_objects import (
+    named_or_object,
+    refuse_what_would_be_ignored,
+    structured_feedback,
+    weight_names,
+)
 from lawful.finder.symbols import Symbols
 from lawful.finder.values import evaluate
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
-from lawful.rules.feedback_alignment import FeedbackAlignment
-from lawful.rules.kolen_pollack import KolenPollack
 
 MAX_DIMENSION: Final = 8000
 """Largest state counted exactly: the echelon basis of D² residues, twice, stays below 2 GB."""
 
 SEARCHED_BY_DEFAULT: Final = 700
 """The polynomial search runs on its own up to this many monomials (about a second)."""
+
+DEEPEST: Final = 4
+"""The highest degree it tries on its own."""
 
 Progress = Callable[[float, str], None]
 _PROVED: dict[Hashable, bool] = {}
@@ -64,16 +72,25 @@ class FoundLaw:
         W: Sequence[Any],
         b: Sequence[Any] | None = None,
         B: Sequence[Any] | None = None,
+        *,
+        t: float | None = None,
+        velocity: Sequence[Any] | None = None,
     ) -> float:
-        """The quantity at given weights.
+        """The quantity at given weights, and under decay and momentum at a given time.
 
         Args:
             W: W_1 … W_L, each (out, in).
             b: b_1 … b_L, or None without biases.
             B: B_2 … B_L (for direct rules D_1 … D_{L-1}, each (outputs, n_i); for magnitude rules M_2 … M_L; for
-                Kolen-Pollack the moving B's); not needed by backpropagation nor where the search used given numbers.
+                Kolen-Pollack the moving B's); not needed by backpropagation. Without it those of the search are taken,
+                which for laws with numbers in their formula are the only ones they hold for.
+            t: time, geometry "decay": λ · flow time, "momentum": γ · flow time; the other geometry has none.
+            velocity: geometry "momentum": (V, c, C), the derivatives of W, b and a moving B by this t, so θ̇/γ.
+
+        Raises:
+            SettingError: an argument that is missing, superfluous or of the wrong shape.
         """
-        return evaluate(self.symbols, self.terms, W, b, B)
+        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity)
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,7 @@ def find_laws(
     output: str = "free",
     inputs: Any = None,
     geometry: str = "plain",
+    decay: Sequence[int] | None = None,
     search: bool | None = None,
     num_points: int = 2,
     progress: Progress | None = None,
@@ -156,7 +174,8 @@ def find_laws(
 
     Args:
         widths_or_module: n_0, …, n_L, or an ``nn.Sequential`` of Linear layers and activations.
-        rule: a rule object or its registry name.
+        rule: a rule object, its registry name, or both as in "low-rank-fa:rank=1". Low-rank, sparse and shared
+            direct feedback is drawn with its structure.
         activation: "linear", "relu", "leaky_relu", "square", "squared_relu", "tanh" or "sigmoid" (default "relu").
         bias: biases in every layer, the output included.
         degree: of the polynomial search.
@@ -165,6 +184,8 @@ def find_laws(
         output: "free", or "softmax" when error signals sum to zero.
         inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
         geometry: "plain", "decay" or "momentum": the optimiser's flow; laws may then depend on time through e^t.
+        decay: relative decay rates of the layers in whole numbers, for geometry "decay" (default all 1): with
+            (1, 2, 4, …) feedback alignment keeps its neuron laws.
         search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
         num_points: random points tried while bound and count differ.
         progress: called with a fraction and a text.
@@ -179,18 +200,27 @@ def find_laws(
     """
     started = time.perf_counter()
     arch = architecture_of(widths_or_module, activation, bias)
-    family = family_of(rule)
+    made = named_or_object(rule)
+    family = family_of(made)
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
-    if geometry not in GEOMETRIES:
-        raise SettingError(f"find_laws: geometry must be one of {', '.join(GEOMETRIES)}; got {geometry!r}")
-    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
-        raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
-    _refuse_what_would_be_ignored(rule, B, geometry)
-    generic = isinstance(B, str)
-    exact = exact_feedback(arch, family, B, seed)
-    system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry)
-    _check_size(system)
+    rates = decay_rates(geometry, decay, arch.depth)
+    for name, number, least in (("degree", degree, 1), ("seed", seed, 0), ("num_points", num_points, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise SettingError(f"find_laws: {name} must be a whole number >= {least}; got {number!r}")
+    if search not in (None, True, False):
+        raise SettingError(f"find_laws: search must be True, False or None; got {search!r}")
+    if family.route == "signs" and arch.sigma.degree == 2 and arch.depth > 2:
+        raise SettingError(
+            f"find_laws: {family.name} sends the signs of slopes that {arch.activation} makes depend on the size of h; "
+            "take relu, leaky_relu or linear, or two layers"
+        )
+    _check_size(System(arch, family, (), geometry=geometry))
+    refuse_what_would_be_ignored(made, isinstance(B, str), geometry, arch)
+    drawn = structured_feedback(made, arch, weight_names(widths_or_module, arch), np.random.default_rng([seed, 1]))
+    exact = exact_feedback(arch, family, B, seed) if drawn is None or not isinstance(B, str) else drawn
+    numeric = not isinstance(B, str) or drawn is not None or family.source != "fixed" or family.route == "signs"
+    system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=signed_feedback(system, point))
     symbols = Symbols(local)
@@ -198,11 +228,15 @@ def find_laws(
     try:
         laws = _independent(symbols, point, local, _named(symbols, progress))
         ranks.append(_rank(system, seed, len(laws), progress))
-        if _wants_search(search, symbols, degree, len(laws), ranks[0].bound, numeric=not generic):
-            found = polynomial_laws(symbols, point, degree, numeric=not generic, seed=seed, progress=progress)
-            laws = _independent(symbols, point, local, [*_candidates_of(laws), *_new(symbols, found, point, generic)])
-        while len(ranks) < num_points and min(r.bound for r in ranks) > len(laws) and all(r.complete for r in ranks):
-            ranks.append(_rank(system, seed + len(ranks), len(laws), progress, max_level=len(ranks[0].levels)))
+        for power in _degrees(search, symbols, degree, numeric=numeric):
+            if search is None and len(laws) == ranks[0].bound:
+                break
+            found = polynomial_laws(symbols, point, power, numeric=numeric, seed=seed, progress=progress)
+            laws = _independent(symbols, point, local, [*_candidates_of(laws), *_new(symbols, found, point, numeric)])
+        tries = 1 if inputs is not None and arch.sigma.slopes is not None else num_points
+        while len(ranks) < tries and min(r.bound for r in ranks) > len(laws) and all(r.complete for r in ranks):
+            more = {"near": point, "max_level": len(ranks[0].levels)}
+            ranks.append(_rank(system, seed + len(ranks), len(laws), progress, **more))
     except KeyboardInterrupt:
         interrupted = True
     bound = min((r.bound for r in ranks), default=system.dimension)
@@ -212,14 +246,6 @@ def find_laws(
         len(laws), bound, certified, tuple(law for law, _ in laws), arch, family.name, system.dimension, tuple(ranks),
         local, time.perf_counter() - started, interrupted,
     )  # fmt: skip
-
-
-def _refuse_what_would_be_ignored(rule: Rule | DirectRule | str, B: str | Sequence[Any], geometry: str) -> None:
-    """Options of a rule object that the count would not see."""
-    if isinstance(rule, FeedbackAlignment) and rule.B is not None and isinstance(B, str):
-        raise SettingError("find_laws: the rule brings its own B; pass B=[B_2, …, B_L] to find_laws to count for it")
-    if isinstance(rule, KolenPollack) and rule.decay and geometry == "plain":
-        raise SettingError("find_laws: KolenPollack with decay has time-dependent laws; pass geometry='decay'")
 
 
 _Found = list[tuple[FoundLaw, Candidate]]
@@ -250,6 +276,8 @@ def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] 
     contexts: tuple[Context, ...] = (Context(),)
     if candidate.kind == "data" and symbols.system.inputs is not None:
         contexts = tuple(Context(x=tuple(x)) for x in symbols.system.inputs)
+    steady = steady_context(symbols.system) if candidate.local else None
+    contexts = contexts if steady is None else (steady,)
     rates = rate_of(
         symbols, candidate.polynomial, numeric=candidate.numeric, to_output=candidate.to_output, contexts=contexts,
         drift=drift,
@@ -260,14 +288,14 @@ def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] 
     return answer
 
 
-def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], generic: bool) -> list[Candidate]:
+def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], numeric: bool) -> list[Candidate]:
     """Searched polynomials that are proved over every case of the data."""
     contexts = contexts_of(symbols.system, point)
     kept = []
     for h in found:
-        if not any(rate_of(symbols, h, numeric=not generic, to_output=True, contexts=contexts, drift=drift)):
+        if not any(rate_of(symbols, h, numeric=numeric, to_output=True, contexts=contexts, drift=drift)):
             text = written(h, symbols.names.__getitem__)
-            kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, not generic, True))
+            kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, numeric, True))
     return kept
 
 
@@ -312,10 +340,12 @@ def _law(symbols: Symbols, candidate: Candidate) -> FoundLaw:
     )
 
 
-def _wants_search(search: bool | None, symbols: Symbols, degree: int, count: int, bound: int, *, numeric: bool) -> bool:
+def _degrees(search: bool | None, symbols: Symbols, degree: int, *, numeric: bool) -> list[int]:
+    """The degrees searched: the one asked for; by default the largest up to it that is quick, and quick ones above."""
     if search is not None:
-        return search
-    return count < bound and num_monomials(symbols, degree, numeric=numeric) <= SEARCHED_BY_DEFAULT
+        return [degree] * search
+    quick = [d for d in range(1, DEEPEST + 1) if num_monomials(symbols, d, numeric=numeric) <= SEARCHED_BY_DEFAULT]
+    return [max([d for d in quick if d <= degree], default=0), *(d for d in quick if d > degree)] if quick else []
 
 
 def predicted_seconds(dimension: int) -> float:
@@ -324,8 +354,21 @@ def predicted_seconds(dimension: int) -> float:
 
 
 def _check_size(system: System) -> None:
-    if system.dimension > MAX_DIMENSION:
-        raise SettingError(
-            f"find_laws: the state has {system.dimension} coordinates, exact search works up to {MAX_DIMENSION} "
-            f"(about {predicted_seconds(MAX_DIMENSION):.0f} seconds); take smaller widths"
-        )
+    """The state must fit into memory.
+
+    Raises:
+        SettingError: too large; the message names clipped widths that fit, and their time.
+    """
+    if system.dimension <= MAX_DIMENSION:
+        return
+    cap, fits = MAX_DIMENSION, system
+    while cap > 1 and fits.dimension > MAX_DIMENSION:
+        cap -= max(1, cap // 50)
+        fits = replace(system, arch=replace(system.arch, widths=tuple(min(n, cap) for n in system.arch.widths)))
+    example = ""
+    if fits.dimension <= MAX_DIMENSION:
+        seconds = predicted_seconds(fits.dimension)
+        example = f"; widths {' '.join(map(str, fits.arch.widths))} would work, in about {seconds:.0f} s"
+    raise SettingError(
+        f"find_laws: the state has {system.dimension} coordinates, exact search works up to {MAX_DIMENSION}{example}"
+    )

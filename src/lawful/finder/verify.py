@@ -13,12 +13,14 @@ import numpy as np
 from lawful.errors import SettingError
 from lawful.finder import jets
 from lawful.finder.architectures import Architecture
-from lawful.finder.certificate import digest
-from lawful.finder.contexts import contexts_of
+from lawful.finder.certificate import FORMAT, digest
+from lawful.finder.contexts import contexts_of, steady_context
 from lawful.finder.expansion import flint_rate
 from lawful.finder.families import family_of
 from lawful.finder.fields import System
+from lawful.finder.geometry import decay_rates
 from lawful.finder.independent_fields import bracket_matrix
+from lawful.finder.residues import PRIME
 from lawful.finder.symbols import Symbols
 
 Progress = Callable[[float, str], None]
@@ -49,6 +51,10 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
     yield Check("digest", content.get("sha256") == digest(content), "SHA-256 of the contents")
     system = _system(content["system"])
     symbols = Symbols(system)
+    odd = ", ".join(_inconsistent(content, system, symbols))
+    yield Check("contents", not odd, odd or "format, prime, variables, shapes and levels fit together")
+    if odd:
+        return
     laws = [(law, _terms(law["polynomial"])) for law in content["laws"]]
     bad = [law["name"] for law, h in _with_progress(laws, progress) if not _is_law(symbols, content, law, h)]
     yield Check("proofs", not bad, ", ".join(bad[:3]) if bad else f"{len(laws)} laws expand to zero")
@@ -72,6 +78,36 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
     yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
 
 
+def _inconsistent(content: Mapping[str, Any], system: System, symbols: Symbols) -> Iterator[str]:
+    """What no check below would notice, or would trip over."""
+    if content["format"] != FORMAT:
+        yield "format"
+    if content["prime"] != PRIME:
+        yield "prime"
+    if content["system"]["decay"] != list(system.decay):
+        yield "decay"
+    if [block.shape for block in system.exact[1:]] != _feedback_shapes(system):
+        yield "feedback"
+        return
+    if content["laws"] and content["variables"] != symbols.names:
+        yield "variables"
+    sizes = [int(np.prod(shape)) for shape in system.shapes()]
+    for point in content["points"]:
+        state, levels, samples = point["state"], point["levels"], point["samples"]
+        numbers = [x for block in state for x in block] + levels + samples + [point["rank"], point["seed"]]
+        whole = all(isinstance(x, int) and not isinstance(x, bool) for x in numbers)
+        if not whole or [len(block) for block in state] != sizes or min([*levels, *samples, point["seed"]]) < 0:
+            yield "points"
+        elif levels != sorted(levels) or len(samples) - len(levels) not in (0, 1) or point["rank"] < max([0, *levels]):
+            yield "levels"
+
+
+def _feedback_shapes(system: System) -> list[tuple[int, int]]:
+    n = system.arch.widths
+    direct = system.family.direct
+    return [(n[-1] if direct else n[i + 1], n[i]) for i in range(1, system.arch.depth)]
+
+
 def _with_progress(laws: list[Any], progress: Progress | None) -> Iterator[Any]:
     for number, law in enumerate(laws):
         if progress is not None:
@@ -82,11 +118,14 @@ def _with_progress(laws: list[Any], progress: Progress | None) -> Iterator[Any]:
 def _system(given: Mapping[str, Any]) -> System:
     family = family_of(given["rule"])
     arch = Architecture(tuple(given["widths"]), given["activation"], tuple(given["biases"]))
+    if [type(b) for b in given["biases"]] != [bool] * arch.depth:
+        raise SettingError(f"certificate: expected {arch.depth} biases, true or false; got {given['biases']}")
     blocks = [np.array([[Fraction(x) for x in row] for row in block], dtype=object) for block in given["feedback"]]
     inputs = given["inputs"]
     exact_inputs = None if inputs is None else np.array([[Fraction(x) for x in row] for row in inputs], dtype=object)
     exact = (np.zeros((0, 0), dtype=object), *blocks)
-    return System(arch, family, exact, bool(given["softmax"]), exact_inputs, given["geometry"])
+    decay = decay_rates(given["geometry"], given["decay"] or None, arch.depth)
+    return System(arch, family, exact, bool(given["softmax"]), exact_inputs, given["geometry"], decay)
 
 
 def _terms(polynomial: Sequence[Any]) -> dict[tuple[int, ...], Fraction]:
@@ -106,6 +145,9 @@ def _is_law(symbols: Symbols, content: Mapping[str, Any], law: Mapping[str, Any]
     system = symbols.system
     if system.inputs is None and not system.family.orthant:
         return False
+    steady = steady_context(system)
+    if steady is not None and not flint_rate(symbols, h, numeric=numeric, context=steady):
+        return True
     contexts = contexts_of(system, _certified_point(content, system))
     return not any(flint_rate(symbols, h, numeric=numeric, context=context) for context in contexts)
 

@@ -100,7 +100,7 @@ def backprop(settings: LawCountSettings, seed: int, progress: Progress) -> Secti
 def _with_formula(
     id: str,
     rule: str,
-    formula: Callable[[Sequence[int]], int],
+    formula: Callable[[Sequence[int], bool], int],
     settings: LawCountSettings,
     seed: int,
     progress: Progress,
@@ -112,8 +112,9 @@ def _with_formula(
     for number in range(total):
         progress.update(number / total, rule)
         widths = _random_widths(rng, 1, settings.max_linear_width)
-        found = find_laws(widths, rule=rule, activation="linear", seed=seed + number)
-        agree += found.count == formula(widths)
+        bias = bool(number % 2)
+        found = find_laws(widths, rule=rule, activation="linear", bias=bias, seed=seed + number)
+        agree += found.count == formula(widths, bias)
         certified += found.certified
     return [
         Claim.true(
@@ -133,8 +134,9 @@ def deep_linear_fa(settings: LawCountSettings, seed: int, progress: Progress) ->
         id="deep-linear-fa",
         title="Deep linear feedback alignment",
         paper_says="The exact solution has $n_0 m + (L-1)m(m-1)/2$ free coordinates: an upper bound of the rank.",
-        measured="The bound is attained whenever all hidden widths are at least m; with narrower layers the formula "
-        "below gives the count.",
+        measured="The bound is attained whenever all hidden widths are at least m, at any depth (proved: "
+        "docs/law-counts.md); with narrower layers the formula below, a proved lower bound of the number of laws, "
+        "gives the count. Every second network has biases, which add m to the rank.",
         equations=[FA_FORMULA],
         claims=_with_formula("deep-linear-fa", "fa", linear_feedback_alignment, settings, seed, progress),
     )
@@ -146,7 +148,9 @@ def deep_linear_dfa(settings: LawCountSettings, seed: int, progress: Progress) -
         id="deep-linear-dfa",
         title="Deep linear direct feedback alignment",
         paper_says="Direct feedback has the counts of feedback alignment when every hidden width is at least m.",
-        measured="With narrower layers it has fewer laws than feedback alignment, by the formula below.",
+        measured="With narrower layers it has fewer laws than feedback alignment, by the formula below, a proved "
+        "lower bound of the number of laws (docs/law-counts.md). Every second network has biases, which add m to the "
+        "rank.",
         equations=[DFA_FORMULA],
         claims=_with_formula("deep-linear-dfa", "dfa", linear_direct_feedback, settings, seed, progress),
     )
@@ -252,15 +256,27 @@ def sharing(settings: LawCountSettings, seed: int, progress: Progress) -> Sectio
 def optimisers(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
     """What weight decay and momentum leave: time-dependent laws."""
     claims = []
-    cases = (("bp", "relu", "decay", 3), ("kp", "relu", "decay", 6), ("fa", "relu", "decay", 0),
-             ("bp", "relu", "momentum", 0), ("fa", "relu", "momentum", 0))  # fmt: skip
-    for number, (rule, activation, geometry, expected) in enumerate(cases):
+    cases: tuple[tuple[str, str, str, str, tuple[int, ...] | None, int], ...] = (
+        ("decay.bp", "bp", "relu", "decay", None, 3),
+        ("decay.kp", "kp", "relu", "decay", None, 6),
+        ("decay.fa", "fa", "relu", "decay", None, 0),
+        ("decay.fa.doubling", "fa", "relu", "decay", (1, 2), 3),
+        ("decay.fa.linear", "fa", "linear", "decay", None, 4),
+        ("decay.fa.linear.doubling", "fa", "linear", "decay", (1, 2), 7),
+        ("decay.bp.linear.doubling", "bp", "linear", "decay", (1, 2), 1),
+        ("momentum.bp", "bp", "relu", "momentum", None, 0),
+        ("momentum.fa", "fa", "relu", "momentum", None, 0),
+        ("momentum.bp.linear", "bp", "linear", "momentum", None, 3),
+        ("momentum.fa.linear", "fa", "linear", "momentum", None, 10),
+    )
+    for number, (id, rule, activation, geometry, rates, expected) in enumerate(cases):
         progress.update(number / len(cases), f"{rule}, {geometry}")
-        found = find_laws((2, 3, 1), rule=rule, activation=activation, geometry=geometry, seed=seed)
-        what = f"{FAMILIES[rule].title} (2, 3, 1) {activation} under {geometry}"
+        found = find_laws((2, 3, 1), rule=rule, activation=activation, geometry=geometry, decay=rates, seed=seed)
+        at = "" if rates is None else " at rates " + ", ".join(map(str, rates))
+        what = f"{FAMILIES[rule].title} (2, 3, 1) {activation} under {geometry}{at}"
         claims.append(
             Claim.true(
-                f"optimisers.{geometry}.{rule}",
+                f"optimisers.{id}",
                 "no publication",
                 f"{what}: {expected} time-dependent laws, certified",
                 found.certified and found.count == expected,
@@ -272,8 +288,12 @@ def optimisers(settings: LawCountSettings, seed: int, progress: Progress) -> Sec
         title="Weight decay and momentum",
         paper_says="With decay λ on everything the laws of backpropagation and Kolen-Pollack shrink like e^{-2λt}.",
         measured="Multiplied by e^{2λt} they are laws again, and there are no others; uniform decay breaks feedback "
-        "alignment's law, whose two parts have different degrees, and momentum breaks every neuron law.",
-        equations=[r"\frac{d}{dt}\left(e^{2\lambda t}q_j\right)=0"],
+        "alignment's law, whose two parts have different degrees, and decay that doubles from layer to layer keeps it. "
+        "Momentum breaks every neuron law and gives linear layers an angular momentum instead.",
+        equations=[
+            r"\frac{d}{dt}\left(e^{2\lambda t}q_j\right)=0",
+            r"\frac{d}{dt}\,e^{\gamma t}\left(\dot W_iW_i^\top-B_{i+1}^\top\dot W_{i+1}-\mathrm{transpose}\right)=0",
+        ],
         claims=claims,
     )
 
