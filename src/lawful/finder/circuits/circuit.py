@@ -1,0 +1,147 @@
+"""A network as a list of nodes over numbered variables, and the two sweeps through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lawful.errors import SettingError
+from lawful.finder.circuits.arithmetic import Value
+from lawful.finder.circuits.nodes import Affine, Here, Node, State
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """The parameters of one affine map.
+
+    Attributes:
+        name: what tables call it.
+        weight: its name, e.g. "0.weight".
+        weight_at: the variable of each entry: (out, in, …), or (units,) for the scale of a norm.
+        bias: its name, or "".
+        bias_at: (out,), or None.
+    """
+
+    name: str
+    weight: str
+    weight_at: np.ndarray
+    bias: str = ""
+    bias_at: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Nodes in the order of evaluation; the last one is the output.
+
+    Attributes:
+        name: for tables.
+        maps: who owns which variable; together they own 0 … D - 1, each once.
+        nodes: the network.
+    """
+
+    name: str
+    maps: tuple[Map, ...]
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """D."""
+        return len(self.names)
+
+    @cached_property
+    def affine(self) -> tuple[int, ...]:
+        """The numbers of the nodes that read θ."""
+        return tuple(number for number, node in enumerate(self.nodes) if isinstance(node, Affine))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every variable's name: ``W1[1,2]``, ``0.bias[3]``."""
+        names: dict[int, str] = {}
+        for m in self.maps:
+            for name, at in ((m.weight, m.weight_at), (m.bias, m.bias_at)):
+                for index, variable in np.ndenumerate(np.zeros(0, int) if at is None else at):
+                    names[int(variable)] = f"{name}[{','.join(str(i + 1) for i in index)}]"
+        if sorted(names) != list(range(len(names))):
+            raise SettingError(f"circuit {self.name}: the maps must own the variables 0 … D - 1")
+        return [names[variable] for variable in range(len(names))]
+
+    def reads(self, node: Node, variables: set[int] | None = None) -> bool:
+        """True when the node reads one of these variables (None: any) itself."""
+        if not isinstance(node, Affine):
+            return False
+        own = {int(v) for v in (*node.places[:, 2], *node.offsets[:, 1])}
+        return bool(own if variables is None else own & variables)
+
+    def depends(self, variables: set[int] | None = None) -> list[bool]:
+        """Per node, whether its value depends on one of the variables (None: on any)."""
+        depends: list[bool] = []
+        for node in self.nodes:
+            depends.append(self.reads(node, variables) or any(depends[p] for p in node.parents))
+        return depends
+
+    @cached_property
+    def feedback(self) -> np.ndarray:
+        """The variables that have a B: weights through which an error goes on to other variables."""
+        moved, found = self.depends(), set[int]()
+        for node in self.nodes:
+            if isinstance(node, Affine) and node.fed and moved[node.parents[0]]:
+                found |= {int(v) for v in node.places[:, 2]}
+        return np.array(sorted(found), dtype=int)
+
+
+Given = Callable[[int, Sequence[Value]], Value]
+"""(number of a node with data, values of its inputs) -> its data."""
+
+
+def forward(circuit: Circuit, s: State, given: Given, known: Mapping[int, Value] | None = None) -> list[Here]:
+    """The value of every node; ``known`` values are taken as they are."""
+    visited: list[Here] = []
+    for number, node in enumerate(circuit.nodes):
+        if known is not None and number in known:
+            visited.append(Here([], None, known[number]))
+            continue
+        inputs = [visited[p].value for p in node.parents]
+        here = Here(inputs, given(number, inputs) if node.has_data else None)
+        here.value = node.value(s, here)
+        visited.append(here)
+    return visited
+
+
+def backward(circuit: Circuit, s: State, visited: Sequence[Here], error: Value) -> Value:
+    """F, the rate of every variable, from the output error: −∂loss/∂θ with B in the place of W."""
+    moved = circuit.depends()
+    deltas: list[Value] = [None] * len(circuit.nodes)
+    deltas[-1] = error
+    total: Value = None
+    for number in reversed(range(len(circuit.nodes))):
+        node, delta = circuit.nodes[number], deltas[number]
+        if delta is None:
+            continue
+        if isinstance(node, Affine):
+            total = s.ar.add(total, node.rate(s, visited[number], delta, circuit.size))
+        if any(moved[p] for p in node.parents):
+            for parent, part in zip(node.parents, node.pull(s, visited[number], delta), strict=True):
+                deltas[parent] = s.ar.add(deltas[parent], part) if moved[parent] else None
+    return total
+
+
+def tangent(
+    circuit: Circuit, s: State, visited: Sequence[Here], start: Sequence[bool], simplified: Callable[[Value], Value]
+) -> Value:
+    """The change of the output when θ changes by ``s.moved``, with B in the place of W on the way up.
+
+    Args:
+        circuit: the network.
+        s: with ``moved``.
+        visited: the values of the nodes.
+        start: per node, whether it changes at all.
+        simplified: applied to every change; None for one that is zero.
+    """
+    changes: list[Value] = []
+    for node, here, changing in zip(circuit.nodes, visited, start, strict=True):
+        change = node.push(s, here, [changes[p] for p in node.parents]) if changing else None
+        changes.append(None if change is None else simplified(change))
+    return changes[-1]
