@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import torch
 
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
-from lawful.finder.architectures import Architecture, architecture_of
+from lawful.finder.architectures import Architecture, architecture_of, is_chain
+from lawful.finder.circuits.circuit import Circuit
+from lawful.finder.circuits.modules import circuit_of
+from lawful.finder.circuits.search import CircuitSearch, find_circuit_laws
 from lawful.finder.contexts import contexts_of
 from lawful.finder.families import family_of
 from lawful.finder.fields import System, draw_point
@@ -132,8 +135,9 @@ class LawSearch:
         return head + f"at least {self.count}, at most {self.bound} independent laws"
 
 
+@overload
 def find_laws(
-    widths_or_module: Sequence[int] | torch.nn.Module,
+    widths_or_module: Sequence[int],
     *,
     rule: Rule | DirectRule | str,
     activation: str | None = None,
@@ -147,7 +151,44 @@ def find_laws(
     search: bool | None = None,
     num_points: int = 2,
     progress: Progress | None = None,
-) -> LawSearch:
+) -> LawSearch: ...
+
+
+@overload
+def find_laws(
+    widths_or_module: torch.nn.Module | Circuit,
+    *,
+    rule: Rule | DirectRule | str,
+    degree: int = 2,
+    B: str | Sequence[Any] | Mapping[str, Any] = "generic",
+    seed: int = 0,
+    output: str = "free",
+    inputs: Any = None,
+    geometry: str = "plain",
+    search: bool | None = None,
+    num_points: int = 2,
+    shape: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> LawSearch | CircuitSearch: ...
+
+
+def find_laws(
+    widths_or_module: Sequence[int] | torch.nn.Module | Circuit,
+    *,
+    rule: Rule | DirectRule | str,
+    activation: str | None = None,
+    bias: bool = False,
+    degree: int = 2,
+    B: str | Sequence[Any] | Mapping[str, Any] = "generic",
+    seed: int = 0,
+    output: str = "free",
+    inputs: Any = None,
+    geometry: str = "plain",
+    search: bool | None = None,
+    num_points: int = 2,
+    shape: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> LawSearch | CircuitSearch:
     """Find the independent laws of a rule on a network, and certify that there are no others.
 
     From above: D - rank of the Lie algebra of the update fields, exact modulo a prime at a random point. From below:
@@ -155,18 +196,21 @@ def find_laws(
     gradients. When both agree the count is a theorem.
 
     Args:
-        widths_or_module: n_0, …, n_L, or an ``nn.Sequential`` of Linear layers and activations.
+        widths_or_module: n_0, …, n_L; or an ``nn.Sequential`` of Linear, Conv1d, Conv2d, AvgPool, Flatten, LayerNorm,
+            RMSNorm and activations; or a :class:`~lawful.finder.circuits.circuit.Circuit`.
         rule: a rule object or its registry name.
         activation: "linear", "relu", "leaky_relu", "square", "squared_relu", "tanh" or "sigmoid" (default "relu").
         bias: biases in every layer, the output included.
         degree: of the polynomial search.
         B: "generic", or B_2 … B_L (direct rules: D_1 … D_{L-1}); floats count as the dyadic rationals they are.
+            For networks that are no plain MLPs a mapping from the weights' names, as ``attachment.feedback``.
         seed: of every random draw.
         output: "free", or "softmax" when error signals sum to zero.
         inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
         geometry: "plain", "decay" or "momentum": the optimiser's flow; laws may then depend on time through e^t.
         search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
         num_points: random points tried while bound and count differ.
+        shape: of one input without the batch, where a module does not start with Linear: (channels, length).
         progress: called with a fraction and a text.
 
     Raises:
@@ -178,6 +222,16 @@ def find_laws(
     (7, True)
     """
     started = time.perf_counter()
+    _refuse_what_would_be_ignored(rule, B, geometry)
+    if isinstance(widths_or_module, Circuit | torch.nn.Module) and not is_chain(widths_or_module):
+        if activation is not None or bias or inputs is not None or geometry != "plain":
+            raise SettingError("find_laws: activation, bias, inputs and geometry are options of plain MLPs only")
+        network = widths_or_module if isinstance(widths_or_module, Circuit) else circuit_of(widths_or_module, shape)
+        named: Any = B
+        return find_circuit_laws(network, rule=rule, B=named, degree=degree, seed=seed, output=output, search=search,
+                                 num_points=num_points, progress=progress)  # fmt: skip
+    if isinstance(B, Mapping):
+        raise SettingError("find_laws: for a plain MLP B is a list of arrays, in the order of the layers")
     arch = architecture_of(widths_or_module, activation, bias)
     family = family_of(rule)
     if output not in ("free", "softmax"):
@@ -186,7 +240,6 @@ def find_laws(
         raise SettingError(f"find_laws: geometry must be one of {', '.join(GEOMETRIES)}; got {geometry!r}")
     if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
         raise SettingError(f"find_laws: degree must be a whole number >= 1; got {degree!r}")
-    _refuse_what_would_be_ignored(rule, B, geometry)
     generic = isinstance(B, str)
     exact = exact_feedback(arch, family, B, seed)
     system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry)
@@ -214,7 +267,7 @@ def find_laws(
     )  # fmt: skip
 
 
-def _refuse_what_would_be_ignored(rule: Rule | DirectRule | str, B: str | Sequence[Any], geometry: str) -> None:
+def _refuse_what_would_be_ignored(rule: Rule | DirectRule | str, B: Any, geometry: str) -> None:
     """Options of a rule object that the count would not see."""
     if isinstance(rule, FeedbackAlignment) and rule.B is not None and isinstance(B, str):
         raise SettingError("find_laws: the rule brings its own B; pass B=[B_2, …, B_L] to find_laws to count for it")

@@ -1,9 +1,9 @@
 """The numbers that networks are evaluated in: one interface, so that a network is written once for all of them.
 
-    Residues   modulo 8388593 in float64 with nested dual numbers: the finder's fields and brackets
-    Jets       modulo 2³¹ − 1 in int64 with ε_1 … ε_k: the verifier's
-    Symbols    python-flint polynomials over the rationals: proofs
-    Floats     float64: to compare with PyTorch
+- Residues: modulo 8388593 in float64 with nested dual numbers, the finder's fields and brackets.
+- Jets: modulo 2³¹ − 1 in int64 with ε_1 … ε_k, the verifier's.
+- Symbols: python-flint polynomials over the rationals, for proofs.
+- Floats: float64, to compare with PyTorch.
 """
 
 from __future__ import annotations

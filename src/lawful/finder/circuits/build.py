@@ -77,8 +77,8 @@ class Builder:
         """A constant linear map (units written, units read)."""
         exact = np.array(matrix, dtype=object)
         places = np.argwhere(exact != 0)
-        coefficients = tuple(Fraction(exact[o, k]) for o, k in places)
-        return self._add(Fixed((parent,), *exact.shape, places, coefficients))
+        coefficients = tuple(Fraction(c) for c in exact[exact != 0].tolist())
+        return self._add(Fixed((parent,), len(exact), exact.shape[1], places, coefficients))
 
     def select(self, parent: int, units: Sequence[int] | np.ndarray) -> int:
         """Some units, in this order."""
@@ -114,7 +114,7 @@ class Builder:
         """Softmax of the units of each row."""
         return self._add(Softmax((parent,), self.size(parent), np.array(row, dtype=int)))
 
-    def normalise(self, parent: int, group: Sequence[int], *, centre: bool, epsilon: bool) -> int:
+    def normalise(self, parent: int, group: Sequence[int] | np.ndarray, *, centre: bool, epsilon: bool) -> int:
         """(a − mean) / sqrt(variance + ε) over the units of each group; without ``centre`` a / sqrt(mean a² + ε)."""
         groups = np.asarray(group)
         size, number = len(groups), 1 + int(groups.max())
@@ -128,7 +128,7 @@ class Builder:
         root = self._add(InverseRoot((variance,), number, epsilon))
         return self.product(centred, root, size, [(u, u, int(g)) for u, g in enumerate(groups)])
 
-    def rescale(self, parent: int, scale: Map, unit: Sequence[int]) -> int:
+    def rescale(self, parent: int, scale: Map, unit: Sequence[int] | np.ndarray) -> int:
         """γ ⊙ a + β, unit u with the channel ``unit[u]``; the error goes back through γ itself, as in a norm."""
         channel = np.asarray(unit)
         weights = np.full((len(channel), len(channel)), -1)

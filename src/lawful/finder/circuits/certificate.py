@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lawful.finder.certificate import digest
+from lawful.finder.certificate import CIRCUIT_FORMAT, digest
 from lawful.finder.circuits.circuit import Circuit, Map
 from lawful.finder.circuits.fields import System
 from lawful.finder.circuits.nodes import Affine, Fixed, Input, InverseRoot, Mask, Node, Product, Softmax, Sum
@@ -18,8 +18,6 @@ from lawful.finder.residues import PRIME
 
 if TYPE_CHECKING:
     from lawful.finder.circuits.search import CircuitSearch
-
-FORMAT: Final = "lawful circuit law certificate 1"
 
 KINDS: Final[dict[str, type[Node]]] = {
     kind.__name__: kind for kind in (Input, Affine, Fixed, Sum, Mask, Product, Softmax, InverseRoot)
@@ -31,7 +29,7 @@ def certificate_of(search: CircuitSearch) -> dict[str, Any]:
     """The search as plain data; a law is a list of [coefficient, [symbol, …]], symbols numbered as in ``symbols``."""
     system = search.system
     content: dict[str, Any] = {
-        "format": FORMAT,
+        "format": CIRCUIT_FORMAT,
         "circuit": _circuit_data(system.circuit),
         "rule": search.rule,
         "feedback": [str(b) for b in system.exact],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,11 +52,6 @@ class Circuit:
         return len(self.names)
 
     @cached_property
-    def affine(self) -> tuple[int, ...]:
-        """The numbers of the nodes that read θ."""
-        return tuple(number for number, node in enumerate(self.nodes) if isinstance(node, Affine))
-
-    @cached_property
     def names(self) -> list[str]:
         """Every variable's name: ``W1[1,2]``, ``0.bias[3]``."""
         names: dict[int, str] = {}
@@ -68,26 +63,20 @@ class Circuit:
             raise SettingError(f"circuit {self.name}: the maps must own the variables 0 … D - 1")
         return [names[variable] for variable in range(len(names))]
 
-    def reads(self, node: Node, variables: set[int] | None = None) -> bool:
-        """True when the node reads one of these variables (None: any) itself."""
-        if not isinstance(node, Affine):
-            return False
-        own = {int(v) for v in (*node.places[:, 2], *node.offsets[:, 1])}
-        return bool(own if variables is None else own & variables)
-
-    def depends(self, variables: set[int] | None = None) -> list[bool]:
-        """Per node, whether its value depends on one of the variables (None: on any)."""
-        depends: list[bool] = []
+    @cached_property
+    def moved(self) -> tuple[bool, ...]:
+        """Per node, whether its value depends on θ."""
+        moved: list[bool] = []
         for node in self.nodes:
-            depends.append(self.reads(node, variables) or any(depends[p] for p in node.parents))
-        return depends
+            moved.append(isinstance(node, Affine) or any(moved[p] for p in node.parents))
+        return tuple(moved)
 
     @cached_property
     def feedback(self) -> np.ndarray:
         """The variables that have a B: weights through which an error goes on to other variables."""
-        moved, found = self.depends(), set[int]()
+        found = set[int]()
         for node in self.nodes:
-            if isinstance(node, Affine) and node.fed and moved[node.parents[0]]:
+            if isinstance(node, Affine) and node.fed and self.moved[node.parents[0]]:
                 found |= {int(v) for v in node.places[:, 2]}
         return np.array(sorted(found), dtype=int)
 
@@ -96,13 +85,10 @@ Given = Callable[[int, Sequence[Value]], Value]
 """(number of a node with data, values of its inputs) -> its data."""
 
 
-def forward(circuit: Circuit, s: State, given: Given, known: Mapping[int, Value] | None = None) -> list[Here]:
-    """The value of every node; ``known`` values are taken as they are."""
+def forward(circuit: Circuit, s: State, given: Given) -> list[Here]:
+    """The value of every node."""
     visited: list[Here] = []
     for number, node in enumerate(circuit.nodes):
-        if known is not None and number in known:
-            visited.append(Here([], None, known[number]))
-            continue
         inputs = [visited[p].value for p in node.parents]
         here = Here(inputs, given(number, inputs) if node.has_data else None)
         here.value = node.value(s, here)
@@ -112,7 +98,7 @@ def forward(circuit: Circuit, s: State, given: Given, known: Mapping[int, Value]
 
 def backward(circuit: Circuit, s: State, visited: Sequence[Here], error: Value) -> Value:
     """F, the rate of every variable, from the output error: −∂loss/∂θ with B in the place of W."""
-    moved = circuit.depends()
+    moved = circuit.moved
     deltas: list[Value] = [None] * len(circuit.nodes)
     deltas[-1] = error
     total: Value = None
@@ -128,20 +114,9 @@ def backward(circuit: Circuit, s: State, visited: Sequence[Here], error: Value) 
     return total
 
 
-def tangent(
-    circuit: Circuit, s: State, visited: Sequence[Here], start: Sequence[bool], simplified: Callable[[Value], Value]
-) -> Value:
-    """The change of the output when θ changes by ``s.moved``, with B in the place of W on the way up.
-
-    Args:
-        circuit: the network.
-        s: with ``moved``.
-        visited: the values of the nodes.
-        start: per node, whether it changes at all.
-        simplified: applied to every change; None for one that is zero.
-    """
+def tangent(circuit: Circuit, s: State, visited: Sequence[Here]) -> Value:
+    """The change of the output when θ changes by ``s.moved``, with B in the place of W on the way up."""
     changes: list[Value] = []
-    for node, here, changing in zip(circuit.nodes, visited, start, strict=True):
-        change = node.push(s, here, [changes[p] for p in node.parents]) if changing else None
-        changes.append(None if change is None else simplified(change))
+    for node, here in zip(circuit.nodes, visited, strict=True):
+        changes.append(node.push(s, here, [changes[p] for p in node.parents]))
     return changes[-1]

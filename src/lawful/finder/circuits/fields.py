@@ -172,7 +172,7 @@ def inverse_roots(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inverse = inverse * base % ff.PRIME if exponent & 1 else inverse
         base = base * base % ff.PRIME
         exponent >>= 1
-    return ff.reduce((root * inverse % ff.PRIME).astype(np.float64)), (root > 0).all(axis=1)
+    return ff.reduce((root * inverse % ff.PRIME).astype(np.float64)), np.all(root > 0, axis=1)
 
 
 def rates(system: System, blocks: list[Value], sample: Sample, B: Value) -> list[Value]:
@@ -205,9 +205,7 @@ def bracket_rows(system: System, values: np.ndarray, samples: list[Sample], coun
     return np.concatenate(rows, axis=1)
 
 
-def lie_rank(
-    system: System, *, seed: int, known: int = 0, max_level: int = MAX_LEVEL, progress: Any = None
-) -> LieRank:
+def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_LEVEL, progress: Any = None) -> LieRank:
     """As :func:`lawful.finder.lie_algebra.lie_rank`, for circuits."""
     rng = np.random.default_rng([seed, 3])
     values = random_point(system, rng)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -126,5 +127,48 @@ def block(
     return net.circuit(f"pre-norm transformer, {norm} norm, {size}{', ε = 0' * (not epsilon)}{', bias' * bias}", last)
 
 
+def gated(inputs: int, hidden: int, outputs: int, *, bias: bool = False) -> Circuit:
+    """ReGLU: W ((A x + a) ⊙ ReLU(G x + g))."""
+    net = Builder()
+    x = net.input(inputs)
+    linear = net.dense(x, net.map("A", hidden, inputs, bias="a" * bias))
+    gate = net.relu(net.dense(x, net.map("G", hidden, inputs, bias="g" * bias)))
+    h = net.product(linear, gate, hidden, [(u, u, u) for u in range(hidden)])
+    last = net.dense(h, net.map("W", outputs, hidden, bias="b" * bias))
+    return net.circuit(f"ReGLU {inputs}-{hidden}, {_outputs(outputs)}{', bias' * bias}", last)
+
+
 def _outputs(outputs: int) -> str:
     return f"{outputs} output{'s' * (outputs > 1)}"
+
+
+NETWORKS: Final[dict[str, Callable[[], Circuit]]] = {
+    "conv": lambda: convolution(4, (1, 2), 2, 1),
+    "conv-deep": lambda: convolution(4, (1, 2, 2), 2, 2),
+    "residual": lambda: residual(2, 2, 2, 1),
+    "residual-2-outputs": lambda: residual(2, 2, 2, 2),
+    "residual-wide": lambda: residual(2, 3, 2, 2),
+    "rnn": lambda: recurrent(2, 2, 2, 1),
+    "rnn-3-steps": lambda: recurrent(1, 2, 3, 2),
+    "gated": lambda: gated(2, 2, 1),
+    "gated-bias": lambda: gated(2, 2, 1, bias=True),
+    "attention": lambda: attention(2, 2, 1, 2, 2),
+    "attention-bias": lambda: attention(2, 2, 1, 2, 2, bias=True),
+    "attention-causal": lambda: attention(3, 2, 1, 2, 2, causal=True),
+    "attention-1-output": lambda: attention(2, 2, 1, 2, 1),
+    "attention-2-heads": lambda: attention(3, 3, 2, 2, 2),
+    "attention-2-heads-bias": lambda: attention(2, 2, 2, 2, 2, bias=True),
+    "linear-attention": lambda: attention(2, 2, 1, 2, 2, softmax=False),
+    "linear-attention-bias": lambda: attention(2, 2, 1, 2, 2, bias=True, softmax=False),
+    "rms-norm": lambda: normed("rms", 2, 3, 2),
+    "rms-norm-0": lambda: normed("rms", 2, 3, 2, epsilon=False),
+    "layer-norm": lambda: normed("layer", 2, 3, 2, bias=True),
+    "layer-norm-0": lambda: normed("layer", 2, 3, 2, bias=True, epsilon=False),
+    "batch-norm": lambda: normed("batch", 2, 2, 1, bias=True, batch=3),
+    "batch-norm-0": lambda: normed("batch", 2, 2, 1, bias=True, batch=3, epsilon=False),
+    "transformer": lambda: block("rms", 2, 2, 2, 2, 2, 2),
+    "transformer-0": lambda: block("rms", 2, 2, 2, 2, 2, 2, epsilon=False),
+    "transformer-layer-norm": lambda: block("layer", 2, 2, 3, 1, 2, 2, bias=True),
+    "transformer-layer-norm-0": lambda: block("layer", 2, 2, 3, 1, 2, 2, bias=True, epsilon=False),
+}
+"""The networks of the table in docs/law-counts.md; a 0 at the end says that the norms have ε = 0."""

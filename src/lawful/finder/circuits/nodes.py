@@ -137,7 +137,7 @@ class Affine(Node):
 
 @dataclass(frozen=True, eq=False)
 class Fixed(Node):
-    """A constant linear map, a_o = Σ c · a[k] over places (o, k) with rational coefficients: wiring, means, centring."""
+    """A constant linear map, a_o = Σ c · a[k] over places (o, k), c rational: wiring, means, centring."""
 
     parents: tuple[int, ...]
     size: int

@@ -9,37 +9,29 @@ import flint
 import numpy as np
 
 from lawful.finder.circuits.arithmetic import Symbols, Value, objects
-from lawful.finder.circuits.circuit import Circuit, forward
 from lawful.finder.circuits.fields import System
-from lawful.finder.circuits.nodes import Here, InverseRoot, Softmax, State
+from lawful.finder.circuits.nodes import InverseRoot, Softmax
 from lawful.finder.polynomials import Polynomial, gradient
 
 
 class Ring:
-    """Polynomials in θ, B, the data, and what stands for whole parts of the network.
+    """Polynomials in θ, B, the data, and symbols that may stand for the units of any node.
 
     Args:
         system: the circuit and its rule.
         numeric: B as given; otherwise B is symbols.
-        opaque: nodes that are symbols of their own instead of functions of what is below them.
-        extra: further symbols, as (key, count).
     """
 
-    def __init__(
-        self, system: System, *, numeric: bool, opaque: Sequence[int], extra: Sequence[tuple[Hashable, int]] = ()
-    ) -> None:
+    def __init__(self, system: System, *, numeric: bool) -> None:
         self.system, self.circuit, self.ar = system, system.circuit, Symbols()
         self.relations: list[tuple[int, Any]] = []
         size = self.circuit.size
-        blocks: list[tuple[Hashable, int]] = [("theta", size), ("B", size), *extra]
-        hidden = set(opaque)
+        blocks: list[tuple[Hashable, int]] = [("θ", size), ("B", size)]
         for number, node in enumerate(self.circuit.nodes):
-            if number in hidden or node.has_data:
-                blocks.append((number, node.size))
-            if isinstance(node, InverseRoot) and node.epsilon:
-                blocks.append((("ε", number), 1))
+            blocks += [(number, node.size)] + [(("ε", number), 1)] * isinstance(node, InverseRoot)
         total = sum(count for _, count in blocks)
         self.context = flint.fmpq_mpoly_ctx.get([f"v{i}" for i in range(total)], "lex")
+        self.zero = self.context.constant(0)
         generators, start = self.context.gens(), 0
         self._start: dict[Hashable, int] = {}
         self._symbols: dict[Hashable, np.ndarray] = {}
@@ -47,9 +39,8 @@ class Ring:
             self._start[key] = start
             self._symbols[key] = objects(list(generators[start : start + count]))
             start += count
-        self.theta = self._symbols["theta"]
+        self.theta = self._symbols["θ"]
         self.B = self._feedback(numeric)
-        self.opaque = {number: self._symbols[number] for number in opaque}
 
     def _feedback(self, numeric: bool) -> np.ndarray:
         if self.system.family.source == "weight":
@@ -58,30 +49,26 @@ class Ring:
             return self.ar.constant(self.system.exact)
         return self._symbols["B"]
 
-    def symbols(self, key: Hashable) -> np.ndarray:
-        """The symbols of an extra block."""
-        return self._symbols[key]
+    def fresh(self, number: int) -> np.ndarray:
+        """New symbols for the units of a node without data."""
+        return self._symbols[number]
 
-    def visited(self, s: State) -> list[Here]:
-        """Every node's value."""
-        return forward(self.circuit, s, self._given, self.opaque)
-
-    def _given(self, number: int, inputs: Sequence[Value]) -> Value:
+    def data(self, number: int, inputs: Sequence[Value]) -> Value:
+        """The data of a node: symbols, the last weight of a row one minus the others, roots with their relation."""
         node, symbols = self.circuit.nodes[number], self._symbols[number]
         if isinstance(node, Softmax):
             symbols = symbols.copy()
             for r in np.unique(node.row):
                 *free, last = np.flatnonzero(node.row == r)
-                symbols[last] = 1 - sum((symbols[u] for u in free), self.context.constant(0))
+                symbols[last] = 1 - sum((symbols[u] for u in free), self.zero)
         elif isinstance(node, InverseRoot):
-            for u in range(node.size):
-                shift = self._symbols["ε", number][0] if node.epsilon else 0
-                self.relations.append((self._start[number] + u, inputs[0][u] + shift))
+            shift = self._symbols["ε", number][0] if node.epsilon else self.zero
+            self.relations += [(self._start[number] + u, inputs[0][u] + shift) for u in range(node.size)]
         return symbols
 
     def value(self, h: Polynomial) -> Any:
         """A polynomial in the symbols of the system."""
-        total = self.context.constant(0)
+        total = self.zero
         for monomial, coefficient in h.items():
             term = self.context.constant(flint.fmpq(*coefficient.as_integer_ratio()))
             for number in monomial:
@@ -93,18 +80,33 @@ class Ring:
     def slopes(self, h: Polynomial) -> np.ndarray:
         """∂h/∂θ_v, plus ∂h/∂B_v where B moves like θ: the direction along which F is asked for."""
         size = self.circuit.size
-        slopes = objects([self.context.constant(0)] * size)
+        slopes = objects([self.zero] * size)
         for number, slope in gradient(h, lambda n: n < size or self.system.moving).items():
             slopes[number % size] = slopes[number % size] + self.value(slope)
         return slopes
 
     def vanishes(self, f: Any) -> bool:
-        """True when f is zero as a function: modulo r²(v + ε) = 1, odd and even powers of r apart, denominators away."""
-        f = f if isinstance(f, flint.fmpq_mpoly) else self.context.constant(f)
-        remaining = [f]
+        """True when f is zero modulo r²(v + ε) = 1: odd and even powers of r apart, denominators multiplied out."""
+        remaining = [self.polynomial(f)]
         for at, v in reversed(self.relations):
             remaining = [part for g in remaining if g != 0 for part in self._without(g, at, v)]
         return all(g == 0 for g in remaining)
+
+    def ratio(self, a: Any, b: Any) -> Any:
+        """The constant c with b = c · a, or None."""
+        if self.vanishes(b):
+            return self.zero
+        a, b = (self.polynomial(f) for f in (a, b))
+        terms = a.to_dict()
+        if not terms:
+            return None
+        leading = next(iter(terms))
+        c = b.to_dict().get(leading, 0) / terms[leading]
+        return self.context.constant(c) if self.vanishes(b - c * a) else None
+
+    def polynomial(self, f: Any) -> Any:
+        """A polynomial, also of a number."""
+        return f if isinstance(f, flint.fmpq_mpoly) else self.context.constant(f)
 
     def _without(self, f: Any, at: int, v: Any) -> list[Any]:
         powers: dict[int, dict[tuple[int, ...], Any]] = {}
@@ -114,12 +116,7 @@ class Ring:
         if set(powers) <= {0}:
             return [f]
         highest = max(powers) // 2
-        parts = [self.context.constant(0), self.context.constant(0)]
+        parts = [self.zero, self.zero]
         for power, terms in powers.items():
             parts[power % 2] = parts[power % 2] + self.context.from_dict(terms) * v ** (highest - power // 2)
         return parts
-
-
-def mentioned(circuit: Circuit, h: Polynomial) -> set[int]:
-    """The variables whose weights or B's a polynomial contains."""
-    return {number % circuit.size for monomial in h for number in monomial}

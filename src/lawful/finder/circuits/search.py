@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
 from typing import Any, Final
@@ -20,7 +20,7 @@ from lawful.errors import SettingError
 from lawful.finder import residues as ff
 from lawful.finder.circuits.circuit import Circuit
 from lawful.finder.circuits.fields import B_RANGE, System, lie_rank, random_point
-from lawful.finder.circuits.forms import Form, Part, formula_of, forms, kind_and_name, singles
+from lawful.finder.circuits.forms import Form, Part, forms, formula_of, kind_and_name, singles
 from lawful.finder.circuits.nodes import Mask
 from lawful.finder.circuits.nullspace import combinations
 from lawful.finder.circuits.proof import is_law
@@ -155,7 +155,7 @@ def find_circuit_laws(
     started = time.perf_counter()
     family = family_of(rule)
     _check(circuit, family, degree, output)
-    system = System(circuit, family, _feedback(circuit, family, B, seed), output == "softmax")
+    system = _system(circuit, family, B, seed, softmax=output == "softmax")
     rng = np.random.default_rng([seed, 5])
     point = random_point(system, rng)
     interrupted, ranks, laws = False, list[LieRank](), list[CircuitLaw]()
@@ -199,24 +199,42 @@ def _check(circuit: Circuit, family: Family, degree: int, output: str) -> None:
                            "coordinates, weights and feedback together, are counted")  # fmt: skip
 
 
-def _feedback(circuit: Circuit, family: Family, B: str | Mapping[str, Any], seed: int) -> np.ndarray:
-    """A number for each variable: drawn, or as given."""
+def _system(circuit: Circuit, family: Family, B: str | Mapping[str, Any], seed: int, *, softmax: bool) -> System:
+    """With B as given, or small whole numbers drawn until the Lie rank is that of random residues: generic ones.
+
+    Sign rules have no generic B: theirs is that of one random orthant.
+    """
     rng = np.random.default_rng([seed, 1])
-    largest = 1 if family.name == "usf" else B_RANGE
+    if not isinstance(B, str):
+        return System(circuit, family, _given_feedback(circuit, family, B), softmax)
+    if B != "generic":
+        raise SettingError(f"find_laws: B must be 'generic' or arrays by the name of the weight; got {B!r}")
+    system = System(circuit, family, _small(circuit, 1 if family.name == "usf" else B_RANGE, rng), softmax)
+    if family.source != "fixed":
+        return system
+    generic = lie_rank(replace(system, exact=_small(circuit, ff.PRIME // 2, rng)), seed=seed).rank
+    while lie_rank(system, seed=seed).rank < generic:
+        system = replace(system, exact=_small(circuit, B_RANGE, rng))
+    return system
+
+
+def _small(circuit: Circuit, largest: int, rng: np.random.Generator) -> np.ndarray:
     drawn = rng.integers(1, largest + 1, circuit.size) * rng.choice([-1, 1], circuit.size)
-    exact = np.array([Fraction(int(b)) for b in drawn], dtype=object)
-    if isinstance(B, str):
-        if B != "generic":
-            raise SettingError(f"find_laws: B must be 'generic' or arrays by the name of the weight; got {B!r}")
-        return exact
+    return np.array([Fraction(int(b)) for b in drawn], dtype=object)
+
+
+def _given_feedback(circuit: Circuit, family: Family, B: Mapping[str, Any]) -> np.ndarray:
+    """A number for each variable; 1 where there is no B."""
     if family.source != "fixed":
         raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
     fed = set(circuit.feedback.tolist())
     expected = {m.weight: m.weight_at for m in circuit.maps if int(m.weight_at.flat[0]) in fed}
     given = {name: np.asarray(block) for name, block in B.items()}
     shapes = {name: at.shape for name, at in expected.items()}
-    if {name: block.shape for name, block in given.items()} != shapes:
-        raise SettingError(f"find_laws: B must be arrays of shapes {shapes}; got { {n: b.shape for n, b in given.items()} }")
+    got = {name: block.shape for name, block in given.items()}
+    if got != shapes:
+        raise SettingError(f"find_laws: B must be arrays of shapes {shapes}; got {got}")
+    exact = np.array([Fraction(1)] * circuit.size, dtype=object)
     for name, at in expected.items():
         exact[at.ravel()] = [Fraction(float(x)) if not isinstance(x, Fraction) else x for x in given[name].ravel()]
     return exact
