@@ -223,16 +223,18 @@ def find_laws(
     """
     started = time.perf_counter()
     _refuse_what_would_be_ignored(rule, B, geometry)
-    if isinstance(widths_or_module, Circuit | torch.nn.Module) and not is_chain(widths_or_module):
+    source = widths_or_module
+    if isinstance(source, torch.nn.Module) and not is_chain(source):
+        source = circuit_of(source, shape)
+    if isinstance(source, Circuit):
         if activation is not None or bias or inputs is not None or geometry != "plain":
             raise SettingError("find_laws: activation, bias, inputs and geometry are options of plain MLPs only")
-        network = widths_or_module if isinstance(widths_or_module, Circuit) else circuit_of(widths_or_module, shape)
         named: Any = B
-        return find_circuit_laws(network, rule=rule, B=named, degree=degree, seed=seed, output=output, search=search,
+        return find_circuit_laws(source, rule=rule, B=named, degree=degree, seed=seed, output=output, search=search,
                                  num_points=num_points, progress=progress)  # fmt: skip
     if isinstance(B, Mapping):
         raise SettingError("find_laws: for a plain MLP B is a list of arrays, in the order of the layers")
-    arch = architecture_of(widths_or_module, activation, bias)
+    arch = architecture_of(source, activation, bias)
     family = family_of(rule)
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
