@@ -54,7 +54,7 @@ def circuit_of(module: nn.Module, shape: Sequence[int] | None = None) -> Circuit
     reader = Reader(net, net.input(prod(start)), start)
     for name, leaf in leaves:
         try:
-            LEAVES[type(leaf)](reader, name, leaf)
+            LEAVES[_kind(leaf)](reader, name, leaf)
         except ValueError as error:
             raise SettingError(f"find_laws: {name or type(leaf).__name__}: {error}") from error
     return net.circuit(type(module).__name__ + f" of {len(leaves)} layers", reader.node)
@@ -64,7 +64,7 @@ def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(module, nn.Sequential):
         for name, child in module.named_children():
             yield from _leaves(child, f"{path}.{name}" if path else name)
-    elif type(module) in LEAVES:
+    elif _kind(module) in LEAVES:
         yield path, module
     else:
         readable = ", ".join(sorted(kind.__name__ for kind in LEAVES))
@@ -73,6 +73,11 @@ def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
             f"find_laws: cannot read {type(module).__name__}{where}; an nn.Sequential may have {readable}. Write other "
             "networks down with lawful.finder.circuits.build.Builder"
         )
+
+
+def _kind(leaf: nn.Module) -> type[nn.Module]:
+    """Its class, below an attached rule."""
+    return getattr(leaf, "lawful_base", type(leaf))
 
 
 def _first_shape(name: str, leaf: nn.Module) -> tuple[int, ...]:
