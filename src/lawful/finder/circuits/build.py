@@ -19,7 +19,7 @@ class Builder:
     """A network in the making.
 
     >>> net = Builder()
-    >>> h = net.dense(net.input(3), net.map("W1", 2, 3, "b1"))
+    >>> h = net.dense(net.input(3), net.map("W1", 2, 3, bias="b1"))
     >>> net.circuit("one layer", h).size
     8
     """

@@ -60,7 +60,8 @@ class System:
     def state(self) -> np.ndarray:
         """The symbols of the state: variable v is symbol v, its B symbol D + v."""
         size = self.circuit.size
-        return np.concatenate([np.arange(size), size + self.circuit.feedback[: None if self.moving else 0]])
+        own = np.arange(size)
+        return np.concatenate([own, size + self.circuit.feedback]) if self.moving else own
 
     @cached_property
     def candidates_per_sample(self) -> int:
@@ -69,8 +70,8 @@ class System:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of θ and of B, as far as there is one."""
-        letter = "sign" if self.family.source == "sign" else "B"
+        """Of θ and of B (for sign rules S = M ⊙ sign(W)), as far as there is one."""
+        letter = "S" if self.family.source == "sign" else "B"
         return self.circuit.names + [f"{letter}({name})" for name in self.circuit.names]
 
 

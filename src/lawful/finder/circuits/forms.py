@@ -102,7 +102,7 @@ def _row_text(m: Map, j: int, k: int) -> str:
 
 
 def _column_text(m: Map, j: int, k: int, source: str) -> str:
-    W, B = m.weight, {"weight": m.weight, "sign": f"sign({m.weight})"}.get(source, f"B({m.weight})")
+    W, B = m.weight, {"weight": m.weight, "sign": f"S({m.weight})"}.get(source, f"B({m.weight})")
     if source in ("weight", "moving"):
         return f"½‖{B}[:,{j + 1}]‖²" if j == k else f"⟨{B}[:,{j + 1}], {B}[:,{k + 1}]⟩"
     if j == k:
