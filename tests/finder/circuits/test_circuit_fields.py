@@ -7,6 +7,7 @@ from peers import EPS, Pair, flattened, float_field, leaf_of, pairs, true_data
 
 import lawful
 from lawful.finder import residues as ff
+from lawful.finder.circuits import arithmetic
 from lawful.finder.circuits.arithmetic import Floats
 from lawful.finder.circuits.circuit import backward, forward, tangent
 from lawful.finder.circuits.fields import Sample, System, bracket_rows, draw_exactly, inverse_roots, random_point
@@ -63,6 +64,9 @@ def dual_floats(monkeypatch):
     """The finder's dual numbers, over the reals."""
     monkeypatch.setattr(ff, "reduce", lambda x: x)
     monkeypatch.setattr(ff, "residues_of", lambda values: values.astype(np.float64))
+    arithmetic._residues.cache_clear()
+    yield
+    arithmetic._residues.cache_clear()
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa", "kp"])

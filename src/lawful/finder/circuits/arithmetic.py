@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import flint
@@ -56,7 +57,7 @@ class Residues(Arithmetic):
 
     def constant(self, values: np.ndarray) -> Value:
         """Residues."""
-        return ff.residues_of(values)
+        return _residues(tuple(values.tolist()))
 
     def add(self, a: Value, b: Value) -> Value:
         """A + b."""
@@ -161,6 +162,11 @@ class Symbols(Floats):
         for target, term in zip(index, a, strict=True):
             total[target] = total[target] + term
         return total
+
+
+@lru_cache(maxsize=1024)
+def _residues(values: tuple[Fraction | int, ...]) -> np.ndarray:
+    return ff.residues_of(np.array(values, dtype=object))
 
 
 def objects(values: list[Any]) -> np.ndarray:
