@@ -165,7 +165,9 @@ def test_modules(module, shape, count):
         (NETWORKS["attention"](), {"geometry": "decay"}, "geometry"),
         (NETWORKS["attention"](), {"degree": 3}, "degree"),
         (NETWORKS["attention"](), {"B": {"O": np.ones((1, 1))}}, "shapes"),
-        (networks.normed("layer", 2, 1, 1, epsilon=False), {}, "always equal"),
+        (NETWORKS["attention"](), {"B": [np.ones((2, 2))]}, "mapping"),
+        (networks.attention(2, 8, 2, 8, 8), {}, "up to 400"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2, eps=0)), {}, "at least 3 units"),
     ],
 )
 def test_bad_input_says_what_is_allowed(source, options, part):

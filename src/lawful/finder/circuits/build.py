@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from lawful.errors import SettingError
 from lawful.finder.circuits.circuit import Circuit, Map
 from lawful.finder.circuits.nodes import Affine, Fixed, Input, InverseRoot, Mask, Node, Product, Softmax, Sum
 
@@ -115,10 +116,16 @@ class Builder:
         return self._add(Softmax((parent,), self.size(parent), np.array(row, dtype=int)))
 
     def normalise(self, parent: int, group: Sequence[int] | np.ndarray, *, centre: bool, epsilon: bool) -> int:
-        """(a − mean) / sqrt(variance + ε) over the units of each group; without ``centre`` a / sqrt(mean a² + ε)."""
+        """(a − mean) / sqrt(variance + ε) over the units of each group; without ``centre`` a / sqrt(mean a² + ε).
+
+        Raises:
+            SettingError: groups so small that without ε only signs are left.
+        """
         groups = np.asarray(group)
         size, number = len(groups), 1 + int(groups.max())
         counts = np.bincount(groups)
+        if not epsilon and counts.min() < 2 + centre:
+            raise SettingError(f"a norm with ε = 0 needs at least {2 + centre} units a group; got {counts.min()}")
         together = groups[:, None] == groups[None, :]
         share = np.array([[Fraction(int(same), int(counts[g])) for same in row]
                           for row, g in zip(together, groups, strict=True)], dtype=object)  # fmt: skip

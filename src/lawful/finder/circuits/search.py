@@ -165,7 +165,7 @@ def find_circuit_laws(
             laws = _independent(system, point, [*laws, *found])
         ranks.append(lie_rank(system, seed=seed, known=len(laws), progress=progress))
         if degree == 2 and (search or (search is None and len(laws) < ranks[0].bound)):
-            found = _laws(system, _monomials(system), rng, numeric=True, progress=progress)
+            found = _laws(system, _monomials(system, asked=bool(search)), rng, numeric=True, progress=progress)
             laws = _independent(system, point, [*laws, *found])
         while len(ranks) < num_points and min(r.bound for r in ranks) > len(laws) and ranks[-1].complete:
             ranks.append(lie_rank(system, seed=seed + len(ranks), known=len(laws), progress=progress))
@@ -195,8 +195,10 @@ def _check(circuit: Circuit, family: Family, degree: int, output: str) -> None:
             "circuit is realised; of circuits with ReLU bp, fa, rho-fa and kp are counted"
         )
     if circuit.size + len(circuit.feedback) > MAX_DIMENSION:
-        raise SettingError(f"find_laws: {circuit.name} has {circuit.size} parameters; circuits up to {MAX_DIMENSION} "
-                           "coordinates, weights and feedback together, are counted")  # fmt: skip
+        raise SettingError(
+            f"find_laws: {circuit.name} has {circuit.size + len(circuit.feedback)} coordinates, weights and feedback "
+            f"together; exact counting of circuits works up to {MAX_DIMENSION}"
+        )
 
 
 def _system(circuit: Circuit, family: Family, B: str | Mapping[str, Any], seed: int, *, softmax: bool) -> System:
@@ -227,6 +229,8 @@ def _given_feedback(circuit: Circuit, family: Family, B: Mapping[str, Any]) -> n
     """A number for each variable; 1 where there is no B."""
     if family.source != "fixed":
         raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
+    if not isinstance(B, Mapping):
+        raise SettingError(f"find_laws: B of {circuit.name} must be a mapping from the weights' names; got a list")
     fed = set(circuit.feedback.tolist())
     expected = {m.weight: m.weight_at for m in circuit.maps if int(m.weight_at.flat[0]) in fed}
     given = {name: np.asarray(block) for name, block in B.items()}
@@ -240,10 +244,15 @@ def _given_feedback(circuit: Circuit, family: Family, B: Mapping[str, Any]) -> n
     return exact
 
 
-def _monomials(system: System) -> list[Form]:
-    """Every monomial of degree one and two in the state, if there are not too many."""
+def _monomials(system: System, *, asked: bool) -> list[Form]:
+    """Every monomial of degree one and two in the state; none where there are too many and nobody asked for them."""
     state, names = [int(v) for v in system.state], system.names
-    if len(state) * (len(state) + 3) // 2 > MAX_MONOMIALS:
+    number = len(state) * (len(state) + 3) // 2
+    if number > MAX_MONOMIALS and asked:
+        raise SettingError(
+            f"find_laws: the search has {number} monomials, at most {MAX_MONOMIALS} are searched exactly"
+        )
+    if number > MAX_MONOMIALS:
         return []
     owner = {int(form.j): form.map for form in singles(system)}
     return [
