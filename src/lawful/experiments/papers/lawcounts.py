@@ -211,7 +211,7 @@ def rules(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
     )
 
 
-PUBLISHED = "Marcotte, Peyré & Gribonval 2025"
+PUBLISHED = "Marcotte, Gribonval & Peyré 2025"
 """Laws of gradient flow for convolutions, residual networks and attention; nothing on feedback rules."""
 
 CIRCUIT_RULES = ("bp", "fa", "kp", "usf", "frsf")
