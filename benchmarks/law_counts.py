@@ -1,7 +1,7 @@
 """Count and certify the laws of 100 random architectures, and of one network with about 5 000 parameters.
 
     python benchmarks/law_counts.py [--rule bp] [--large]
-    python benchmarks/law_counts.py --table          the table rule × architecture of docs/law-counts.md
+    python benchmarks/law_counts.py --table          the tables rule × architecture of docs/law-counts.md
 
 50 linear networks (depth 2-4, widths 2-5) and 50 ReLU networks (widths 2-9, half of them with biases, at most 265
 parameters), as in Marcotte, Gribonval & Peyré (2023), whose SageMath code took 34 min and 1 h 53 min on 64 threads.
@@ -15,7 +15,16 @@ import time
 
 import numpy as np
 
-from lawful.experiments.papers.lawcounts import ARCHITECTURES, rows
+from lawful.experiments.papers.lawcounts import (
+    ARCHITECTURES,
+    ATTENTION,
+    CIRCUIT_RULES,
+    NORMS,
+    SHARING,
+    circuit_rows,
+    rows,
+)
+from lawful.finder.circuits.search import CircuitSearch
 from lawful.finder.families import FAMILIES
 from lawful.finder.search import LawSearch, find_laws
 
@@ -38,10 +47,12 @@ def main() -> None:
     parser.add_argument("--rule", default="bp")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--large", action="store_true", help="also two networks with about 5 000 parameters")
-    parser.add_argument("--table", action="store_true", help="print the table of rules in Markdown")
+    parser.add_argument("--table", action="store_true", help="print the tables of rules in Markdown")
     options = parser.parse_args()
     if options.table:
         print_table()
+        for names in (SHARING, ATTENTION, NORMS):
+            print_circuits(names)
         return
     totals: dict[str, list[float]] = {}
     begun = time.process_time()
@@ -81,6 +92,21 @@ def print_table() -> None:
             bias = "yes" if found.architecture.biases[0] else "no"
             print(f"| {found.rule} | {found.architecture.activation} | {bias} | " + " | ".join(line) + " |")
             line = []
+
+
+def print_circuits(names: tuple[str, ...]) -> None:
+    found: dict[str, dict[str, CircuitSearch]] = {}
+    for name, search in circuit_rows(names, 0):
+        found.setdefault(name, {})[search.rule] = search
+    rules = [rule for rule in CIRCUIT_RULES if any(rule in row for row in found.values())]
+    print("\n| name | network | D | " + " | ".join(rules) + " |\n|---|---|---|" + "---|" * len(rules))
+    for name, row in found.items():
+        counts = [_count(row[rule]) if rule in row else "" for rule in rules]
+        print(f"| {name} | {row['bp'].network} | {row['bp'].dimension} | " + " | ".join(counts) + " |")
+
+
+def _count(found: CircuitSearch) -> str:
+    return str(found.count) if found.certified else f"{found.count}–{found.bound}"
 
 
 def _row_order(found: LawSearch) -> tuple[int, str, bool]:

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lawful.finder.circuits.search import CircuitSearch
     from lawful.finder.search import LawSearch
 
 MAX_ROWS = 40
@@ -18,6 +19,16 @@ MAX_ROWS = 40
 def find(
     widths: Annotated[
         list[int] | None, typer.Argument(metavar="[WIDTHS]...", help="Layer sizes, inputs first: 2 3 1.")
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option("--module", metavar="MODULE:FACTORY", help="A function that returns a small nn.Module instead."),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="SHAPE", help="Of the module's input, without the batch: 1,4.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="NAME", help="A built-in network: attention, conv, transformer …")
     ] = None,
     rule: Annotated[str, typer.Option("--rule", "-r", help="Learning rule: bp, fa, dfa, low-rank-fa:rank=1 …")] = "fa",
     activation: Annotated[
@@ -64,6 +75,10 @@ def find(
 
     $ lawful find 4 9 8 7 3 --rule dfa --bias --out laws.json
 
+    $ lawful find --network attention-bias --rule kp
+
+    $ lawful find --module my_models:tiny_convnet --shape 1,6 --rule fa
+
     $ lawful find --verify laws.json
 
     **Exit code:** 0 found or verified, 1 when a certificate is wrong, 2 for a wrong setting or file.
@@ -76,20 +91,29 @@ def find(
     if verify is not None:
         _verify(console, verify)
         return
-    if not widths:
-        raise SettingError("lawful find: expected layer sizes, inputs first, e.g. lawful find 2 3 1; or --verify FILE")
+    if sum(given is not None for given in (widths or None, module, network)) != 1:
+        raise SettingError(
+            "lawful find: expected layer sizes, inputs first, e.g. lawful find 2 3 1; "
+            "or one of --module, --network, --verify"
+        )
     if momentum and (weight_decay or decay is not None):
         raise SettingError("lawful find: --momentum and weight decay are counted apart; give one of them")
     from lawful.finder.search import find_laws
 
     timed = weight_decay or decay is not None
+    options: dict[str, Any] = {"rule": rule, "degree": degree, "seed": seed, "search": search,
+                                "output": "softmax" if softmax else "free"}  # fmt: skip
+    mlp = {"inputs": None if inputs is None else _table(inputs),
+            "geometry": "momentum" if momentum else "decay" if timed else "plain",
+            "decay": None if decay is None else _rates(decay)}  # fmt: skip
     with _bar(console) as progress:
-        found = find_laws(
-            widths, rule=rule, activation=activation, bias=bias, degree=degree, seed=seed, search=search,
-            output="softmax" if softmax else "free", inputs=None if inputs is None else _table(inputs),
-            geometry="momentum" if momentum else "decay" if timed else "plain",
-            decay=None if decay is None else _rates(decay), progress=progress,
-        )  # fmt: skip
+        if widths:
+            found = find_laws(widths, activation=activation, bias=bias, progress=progress, **options, **mlp)
+        else:
+            if bias or activation != "relu":
+                raise SettingError("--activation and --bias are options of layer sizes; a network has its own")
+            chosen = _named(network) if network is not None else _made(str(module))
+            found = find_laws(chosen, shape=_numbers(shape), progress=progress, **options, **mlp)
     _show(console, found, all_=all_)
     if out is not None:
         from lawful.finder.certificate import save_certificate
@@ -105,6 +129,45 @@ def _rates(text: str) -> list[int]:
         return [int(rate) for rate in text.split(",")]
     except ValueError as error:
         raise SettingError(f"--decay: expected whole numbers with commas between, e.g. 1,2,4; got {text!r}") from error
+
+
+def _named(network: str) -> Any:
+    from lawful.errors import SettingError
+    from lawful.finder.circuits.networks import NETWORKS
+
+    if network not in NETWORKS:
+        raise SettingError(f"--network: expected one of {', '.join(NETWORKS)}; got {network!r}")
+    return NETWORKS[network]()
+
+
+def _made(text: str) -> Any:
+    """What the factory returns."""
+    import importlib
+    import sys
+
+    from lawful.errors import SettingError
+
+    name, colon, factory = text.partition(":")
+    if not (name and colon and factory):
+        raise SettingError(f"--module: expected module:factory, such as my_models:tiny; got {text!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the user's own files, as `python -c` would find them
+    try:
+        return getattr(importlib.import_module(name), factory)()
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise SettingError(f"--module {text!r}: {error}") from error
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from lawful.errors import SettingError
+
+    try:
+        numbers = None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if numbers is not None and min(numbers) < 1:
+        raise SettingError(f"--shape: expected whole numbers >= 1 separated by commas, such as 1,4; got {text!r}")
+    return numbers
 
 
 class _bar:
@@ -150,7 +213,7 @@ def _table(path: Path) -> Any:
         raise SettingError(f"--inputs: cannot read {path} as a table of numbers: {error}") from error
 
 
-def _show(console: Console, found: LawSearch, *, all_: bool) -> None:
+def _show(console: Console, found: LawSearch | CircuitSearch, *, all_: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -172,12 +235,14 @@ def _show(console: Console, found: LawSearch, *, all_: bool) -> None:
 
 
 def _verify(console: Console, path: Path) -> None:
-    from lawful.finder.certificate import load_certificate
+    from lawful.finder.certificate import CIRCUIT_FORMAT, FORMAT, load_certificate
+    from lawful.finder.circuits.verify import verify_circuit_certificate
     from lawful.finder.verify import verify_certificate
 
+    programs = {FORMAT: verify_certificate, CIRCUIT_FORMAT: verify_circuit_certificate}
     content = load_certificate(path)
     with _bar(console) as progress:
-        checks = verify_certificate(content, progress)
+        checks = programs[content["format"]](content, progress)
     for check in checks:
         mark = "[green]✓[/green]" if check.ok else "[red]✗[/red]"
         console.print(f"{mark} {check.what}: {check.detail}", highlight=False)

@@ -184,6 +184,17 @@ def architecture_of(source: Sequence[int] | torch.nn.Module, activation: str | N
     return Architecture(widths, "relu" if activation is None else activation, (bias,) * max(1, len(widths) - 1))
 
 
+def is_chain(source: object) -> bool:
+    """True for modules that are read as an :class:`Architecture` (whether or not that succeeds)."""
+    if not isinstance(source, torch.nn.Sequential | torch.nn.Linear):
+        return False
+    leaves = [leaf for leaf in source.modules() if not list(leaf.children())]
+    kinds = {type(leaf) for leaf in leaves} - {torch.nn.Linear, torch.nn.Flatten, torch.nn.Dropout}
+    between = sum(type(leaf) in MODULES for leaf in leaves)
+    linear = sum(isinstance(leaf, torch.nn.Linear) for leaf in leaves)
+    return kinds <= set(MODULES) and len(kinds) <= 1 and (kinds <= {torch.nn.Identity} or between == linear - 1)
+
+
 def _from_module(module: torch.nn.Module) -> Architecture:
     leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
     linear = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Linear)]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from lawful.finder.search import LawSearch
 
 FORMAT: Final = "lawful law certificate 1"
+CIRCUIT_FORMAT: Final = "lawful circuit law certificate 1"
+"""Of networks that are no plain MLPs (:mod:`lawful.finder.circuits.certificate`)."""
+
+
+class Certified(Protocol):
+    """A search with a certificate."""
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        ...
 
 
 def certificate_of(search: LawSearch) -> dict[str, Any]:
@@ -76,7 +87,7 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save_certificate(search: LawSearch, path: str | os.PathLike[str]) -> None:
+def save_certificate(search: Certified, path: str | os.PathLike[str]) -> None:
     """Write the certificate; never half of it under its final name.
 
     Raises:
@@ -103,8 +114,10 @@ def load_certificate(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SettingError(f"certificate: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise SettingError(f"certificate: {path} is no JSON file: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SettingError(f"certificate: {path} is no law certificate (format must be {FORMAT!r})")
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, CIRCUIT_FORMAT):
+        raise SettingError(
+            f"certificate: {path} is no law certificate (format must be {FORMAT!r} or {CIRCUIT_FORMAT!r})"
+        )
     return content
 
 

@@ -53,8 +53,8 @@ def named_or_object(rule: Any) -> str | AnyRule:
     return rule
 
 
-def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: str, arch: Architecture) -> None:
-    """Options of a rule object that a count for generic feedback would not see.
+def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: str, *, biased: bool) -> None:
+    """Options of a rule object that a count for generic feedback would not see; ``biased``: the network has biases.
 
     Raises:
         SettingError: naming the option and what to do.
@@ -65,7 +65,7 @@ def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: s
     if isinstance(rule, KolenPollack) and rule.decay:
         if geometry != "decay":
             raise SettingError("find_laws: KolenPollack with decay has time-dependent laws; pass geometry='decay'")
-        if any(arch.biases):
+        if biased:
             raise SettingError("find_laws: KolenPollack does not decay biases, geometry='decay' does; take bias=False")
 
 
@@ -112,6 +112,18 @@ def structured_feedback(
         shared = _whole(rng, (arch.widths[-1], max(arch.widths[1:-1], default=1)))
         blocks += [shared[:, :n] for n in arch.widths[1:-1]]
     return tuple(blocks)
+
+
+def refuse_structure(rule: str | AnyRule, generic: bool) -> None:
+    """Where generic feedback is drawn without a structure.
+
+    Raises:
+        SettingError: the rule's feedback has one.
+    """
+    if generic and not isinstance(rule, str) and rule.name in STRUCTURED:
+        raise SettingError(
+            f"find_laws: the structure of {rule!r} is drawn for plain MLPs only; pass rule='fa' and B by weight name"
+        )
 
 
 def weight_names(source: Any, arch: Architecture) -> list[str]:

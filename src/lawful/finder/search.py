@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import torch
 
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
-from lawful.finder.architectures import Architecture, architecture_of
+from lawful.finder.architectures import Architecture, architecture_of, is_chain
 from lawful.finder.candidates import Candidate
+from lawful.finder.circuits.circuit import Circuit
+from lawful.finder.circuits.modules import circuit_of
+from lawful.finder.circuits.search import CircuitSearch, find_circuit_laws
 from lawful.finder.contexts import contexts_of, steady_context
 from lawful.finder.families import family_of
 from lawful.finder.fields import System, draw_point
@@ -26,6 +29,7 @@ from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
 from lawful.finder.proof import Context, rate_of
 from lawful.finder.rule_objects import (
     named_or_object,
+    refuse_structure,
     refuse_what_would_be_ignored,
     structured_feedback,
     weight_names,
@@ -149,8 +153,9 @@ class LawSearch:
         return head + f"at least {self.count}, at most {self.bound} independent laws"
 
 
+@overload
 def find_laws(
-    widths_or_module: Sequence[int] | torch.nn.Module,
+    widths_or_module: Sequence[int],
     *,
     rule: Rule | DirectRule | str,
     activation: str | None = None,
@@ -165,7 +170,46 @@ def find_laws(
     search: bool | None = None,
     num_points: int = 2,
     progress: Progress | None = None,
-) -> LawSearch:
+) -> LawSearch: ...
+
+
+@overload
+def find_laws(
+    widths_or_module: torch.nn.Module | Circuit,
+    *,
+    rule: Rule | DirectRule | str,
+    degree: int = 2,
+    B: str | Sequence[Any] | Mapping[str, Any] = "generic",
+    seed: int = 0,
+    output: str = "free",
+    inputs: Any = None,
+    geometry: str = "plain",
+    decay: Sequence[int] | None = None,
+    search: bool | None = None,
+    num_points: int = 2,
+    shape: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> LawSearch | CircuitSearch: ...
+
+
+def find_laws(
+    widths_or_module: Sequence[int] | torch.nn.Module | Circuit,
+    *,
+    rule: Rule | DirectRule | str,
+    activation: str | None = None,
+    bias: bool = False,
+    degree: int = 2,
+    B: str | Sequence[Any] | Mapping[str, Any] = "generic",
+    seed: int = 0,
+    output: str = "free",
+    inputs: Any = None,
+    geometry: str = "plain",
+    decay: Sequence[int] | None = None,
+    search: bool | None = None,
+    num_points: int = 2,
+    shape: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> LawSearch | CircuitSearch:
     """Find the independent laws of a rule on a network, and certify that there are no others.
 
     From above: D - rank of the Lie algebra of the update fields, exact modulo a prime at a random point. From below:
@@ -173,13 +217,15 @@ def find_laws(
     gradients. When both agree the count is a theorem.
 
     Args:
-        widths_or_module: n_0, …, n_L, or an ``nn.Sequential`` of Linear layers and activations.
+        widths_or_module: n_0, …, n_L; or an ``nn.Sequential`` of Linear, Conv1d, Conv2d, AvgPool, Flatten, LayerNorm,
+            RMSNorm and activations; or a :class:`~lawful.finder.circuits.circuit.Circuit`.
         rule: a rule object, its registry name, or both as in "low-rank-fa:rank=1". Low-rank, sparse and shared
             direct feedback is drawn with its structure.
         activation: "linear", "relu", "leaky_relu", "square", "squared_relu", "tanh" or "sigmoid" (default "relu").
         bias: biases in every layer, the output included.
         degree: of the polynomial search.
         B: "generic", or B_2 … B_L (direct rules: D_1 … D_{L-1}); floats count as the dyadic rationals they are.
+            For networks that are no plain MLPs a mapping from the weights' names, as ``attachment.feedback``.
         seed: of every random draw.
         output: "free", or "softmax" when error signals sum to zero.
         inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
@@ -188,6 +234,7 @@ def find_laws(
             (1, 2, 4, …) feedback alignment keeps its neuron laws.
         search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
         num_points: random points tried while bound and count differ.
+        shape: of one input without the batch, where a module does not start with Linear: (channels, length).
         progress: called with a fraction and a text.
 
     Raises:
@@ -199,27 +246,40 @@ def find_laws(
     (7, True)
     """
     started = time.perf_counter()
-    arch = architecture_of(widths_or_module, activation, bias)
-    made = named_or_object(rule)
-    family = family_of(made)
-    if output not in ("free", "softmax"):
-        raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
-    rates = decay_rates(geometry, decay, arch.depth)
+    made, generic = named_or_object(rule), isinstance(B, str)
     for name, number, least in (("degree", degree, 1), ("seed", seed, 0), ("num_points", num_points, 1)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise SettingError(f"find_laws: {name} must be a whole number >= {least}; got {number!r}")
     if search not in (None, True, False):
         raise SettingError(f"find_laws: search must be True, False or None; got {search!r}")
+    if output not in ("free", "softmax"):
+        raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
+    source = widths_or_module
+    if isinstance(source, torch.nn.Module) and not is_chain(source):
+        source = circuit_of(source, shape)
+    if isinstance(source, Circuit):
+        if activation is not None or bias or inputs is not None or geometry != "plain" or decay is not None:
+            raise SettingError("find_laws: activation, bias, inputs, geometry and decay are options of plain MLPs only")
+        refuse_what_would_be_ignored(made, generic, geometry, biased=False)
+        refuse_structure(made, generic)
+        named: Any = B
+        return find_circuit_laws(source, rule=made, B=named, degree=degree, seed=seed, output=output, search=search,
+                                 num_points=num_points, progress=progress)  # fmt: skip
+    if isinstance(B, Mapping):
+        raise SettingError("find_laws: for a plain MLP B is a list of arrays, in the order of the layers")
+    arch = architecture_of(source, activation, bias)
+    family = family_of(made)
+    rates = decay_rates(geometry, decay, arch.depth)
     if family.route == "signs" and arch.sigma.degree == 2 and arch.depth > 2:
         raise SettingError(
             f"find_laws: {family.name} sends the signs of slopes that {arch.activation} makes depend on the size of h; "
             "take relu, leaky_relu or linear, or two layers"
         )
     _check_size(System(arch, family, (), geometry=geometry))
-    refuse_what_would_be_ignored(made, isinstance(B, str), geometry, arch)
-    drawn = structured_feedback(made, arch, weight_names(widths_or_module, arch), np.random.default_rng([seed, 1]))
-    exact = exact_feedback(arch, family, B, seed) if drawn is None or not isinstance(B, str) else drawn
-    numeric = not isinstance(B, str) or drawn is not None or family.source != "fixed" or family.route == "signs"
+    refuse_what_would_be_ignored(made, generic, geometry, biased=any(arch.biases))
+    drawn = structured_feedback(made, arch, weight_names(source, arch), np.random.default_rng([seed, 1]))
+    exact = exact_feedback(arch, family, B, seed) if drawn is None or not generic else drawn
+    numeric = not generic or drawn is not None or family.source != "fixed" or family.route == "signs"
     system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=signed_feedback(system, point))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,12 @@ from lawful.errors import SettingError
 from lawful.experiments.claims import Claim
 from lawful.experiments.paper import Paper, Progress
 from lawful.experiments.records import Section
+from lawful.finder.circuits.networks import NETWORKS
+from lawful.finder.circuits.nodes import Mask
+from lawful.finder.circuits.search import CircuitSearch, find_circuit_laws
 from lawful.finder.families import FAMILIES
 from lawful.finder.formulas import linear_direct_feedback, linear_feedback_alignment
 from lawful.finder.search import LawSearch, find_laws
-from lawful.finder.tied import TiedNetwork, convolution, find_laws_of_tied, recurrent, residual
 
 ARCHITECTURES: tuple[tuple[int, ...], ...] = (
     (3, 4, 1),
@@ -214,42 +215,80 @@ def rules(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
     )
 
 
-SHARED: tuple[TiedNetwork, ...] = (
-    convolution(4, (1, 2), 2, 1),
-    convolution(4, (1, 2, 2), 2, 2),
-    residual(2, 2, 2, 1),
-    residual(2, 2, 2, 2),
-    residual(2, 3, 2, 2),
-    recurrent(2, 2, 2, 1),
-    recurrent(1, 2, 3, 2),
-)
-"""Small ReLU networks with shared weights or identity paths."""
+PUBLISHED = "Marcotte, Gribonval & Peyré 2025"
+"""Laws of gradient flow for convolutions, residual networks and attention; nothing on feedback rules."""
+
+CIRCUIT_RULES = ("bp", "fa", "kp", "usf", "frsf")
+
+
+def circuit_rows(names: Sequence[str], seed: int) -> Iterator[tuple[str, CircuitSearch]]:
+    """The table rule × network; sign rules where there is no ReLU."""
+    for name in names:
+        circuit = NETWORKS[name]()
+        relu = any(isinstance(node, Mask) for node in circuit.nodes)
+        for rule in CIRCUIT_RULES[: 3 if relu else 5]:
+            yield name, find_circuit_laws(circuit, rule=rule, seed=seed)
+
+
+def _circuit_claims(names: Sequence[str], stage: str, seed: int, progress: Progress) -> list[Claim]:
+    claims = []
+    for name, found in circuit_rows(names, seed):
+        progress.update(len(claims) / (4 * len(names)), str(found))
+        claims.append(
+            Claim.true(
+                f"{stage}.{found.rule}.{name}",
+                PUBLISHED if found.rule == "bp" and stage != "norms" else "no publication",
+                f"{FAMILIES[found.rule].title}, {found.network}, D = {found.dimension}: the laws found are all",
+                found.certified,
+                measured=str(found.count) if found.certified else f"{found.count} to {found.bound}",
+            )
+        )
+    return claims
+
+
+SHARING = tuple(name for name in NETWORKS if name.startswith(("conv", "residual", "rnn", "gated")))
+ATTENTION = tuple(name for name in NETWORKS if "attention" in name)
+NORMS = tuple(name for name in NETWORKS if "norm" in name or name.startswith("transformer"))
 
 
 def sharing(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
-    """Convolutions, residual streams, unrolled recurrence."""
-    claims = []
-    for number, network in enumerate(SHARED):
-        progress.update(number / len(SHARED), network.name)
-        for rule in ("bp", "fa"):
-            found = find_laws_of_tied(network, rule, seed=seed)
-            words = "these are all" if found.certified else "bounded from both sides"
-            claims.append(
-                Claim.true(
-                    f"sharing.{rule}.{'-'.join(re.findall(r'[a-z0-9]+', network.name.lower()))}",
-                    "no publication",
-                    f"{FAMILIES[rule].title}, {network.name}: {words}",
-                    found.count <= found.bound,
-                    measured=str(found.count) if found.certified else f"{found.count} to {found.bound}",
-                )
-            )
+    """Convolutions, residual streams, unrolled recurrence, gates."""
     return Section(
         id="sharing",
-        title="Shared weights and identity paths",
+        title="Shared weights, identity paths, gates",
         paper_says="Channel laws hold through convolutions, residual streams and recurrence.",
-        measured="In small networks they are all the laws: one a channel or hidden unit, and the matrix laws of the "
-        "stream; a stream wider than the output leaves a gap that the search of degree two does not close.",
-        claims=claims,
+        measured="In small networks they are all the laws: one a channel or hidden unit, the matrix laws of the "
+        "stream, and weights that move only along the feedback where the stream is wider than the output.",
+        claims=_circuit_claims(SHARING, "sharing", seed, progress),
+    )
+
+
+def attention(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """Softmax and linear attention."""
+    return Section(
+        id="attention",
+        title="Attention",
+        paper_says="Per head the query-key matrix law, the value-output matrix law, and constant key biases.",
+        measured="They are all the laws of backpropagation; a fixed B adds those of the value and output biases. "
+        "Linear attention has one law more without biases, and fewer with them, as no row of its weights sums to one.",
+        equations=[
+            r"W_QW_Q^\top+b_Qb_Q^\top-W_KW_K^\top-b_Kb_K^\top",
+            r"W_VW_V^\top+b_Vb_V^\top-B_O^\top W_O-W_O^\top B_O",
+        ],
+        claims=_circuit_claims(ATTENTION, "attention", seed, progress),
+    )
+
+
+def norms(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
+    """RMS, layer and batch norm, and a pre-norm transformer, with generic ε and with ε = 0."""
+    return Section(
+        id="norms",
+        title="Normalisation",
+        paper_says="½(γ² + β²) − Ψ of the readers for every norm; in front of it the norm of all writers for ε → 0, "
+        "and for a centring norm the column sums of each writer.",
+        measured="They are all the laws. A generic ε > 0 takes exactly the scale laws away: one for the whole stream "
+        "of a transformer, one a channel in front of batch norm.",
+        claims=_circuit_claims(NORMS, "norms", seed, progress),
     )
 
 
@@ -311,6 +350,8 @@ PAPER = Paper(
         "deep-linear-dfa": deep_linear_dfa,
         "rules": rules,
         "sharing": sharing,
+        "attention": attention,
+        "norms": norms,
         "optimisers": optimisers,
     },
 )

@@ -1,0 +1,1 @@
+"""Laws of networks that are no plain MLPs: convolutions, residual streams, recurrence, attention, normalisation."""
