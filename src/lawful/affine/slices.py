@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 import torch
+
+BLOCK = 1 << 17
+"""Elements in a block: small enough that what is computed from one stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,22 @@ class Slices:
         return (viewed.sum(rest) if rest else viewed).reshape(-1)
 
     def square(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of the squares of each line, (count,), without writing the squares down."""
-        rest = [axis for axis in range(len(self.shape)) if axis not in self.keep]
-        viewed = self.view(tensor)
-        return (torch.linalg.vector_norm(viewed, dim=rest) if rest else viewed).square().reshape(-1)
+        """Sum of the squares of each line, (count,), without writing all the squares down."""
+        return self.join([block.square(block(tensor)) for block in self.blocks()])
+
+    def blocks(self) -> Iterator[Block]:
+        """The parameter in pieces of about ``BLOCK`` elements, cut along the first axis longer than 1."""
+        axis = next((axis for axis, size in enumerate(self.shape) if size > 1), 0)
+        length = max(1, BLOCK * self.shape[axis] // max(1, prod(self.shape)))
+        for start in range(0, self.shape[axis], length):
+            yield Block(self, axis, start, min(length, self.shape[axis] - start))
+
+    def join(self, pieces: list[torch.Tensor]) -> torch.Tensor:
+        """(…, count) from the line sums of all blocks, in order: a block holds whole lines, or a part of every line."""
+        if len(pieces) == 1:
+            return pieces[0]
+        whole = next(axis for axis, size in enumerate(self.shape) if size > 1) in self.keep
+        return torch.cat(pieces, dim=-1) if whole else torch.stack(pieces).sum(0)
 
     def lines(self, tensor: torch.Tensor) -> torch.Tensor:
         """The lines as rows, (count, length), of a tensor of the parameter's shape."""
@@ -80,6 +96,43 @@ class Slices:
         if self.window is None or other.window is None:
             return True
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a parameter: [start, start + length) of one axis of its view."""
+
+    slices: Slices
+    axis: int
+    start: int
+    length: int
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This piece of a tensor of the parameter's shape, in the axes of the view; half precision becomes float32."""
+        shape, window = self.slices.shape, self.slices.window
+        rows = tensor if window is None else tensor[window[0] : window[1]]
+        each, rest = divmod(rows.shape[0], shape[self.axis]) if rows.dim() else (0, 1)
+        if each and not rest:  # cut first: a tensor that is not contiguous is then copied a piece at a time
+            piece = rows.narrow(0, each * self.start, each * self.length)
+            piece = piece.reshape(*shape[: self.axis], self.length, *shape[self.axis + 1 :])
+        else:
+            piece = rows.reshape(shape).narrow(self.axis, self.start, self.length)
+        return piece.float() if piece.dtype in (torch.float16, torch.bfloat16) else piece
+
+    @property
+    def _rest(self) -> list[int]:
+        return [axis for axis in range(len(self.slices.shape)) if axis not in self.slices.keep]
+
+    def sum(self, piece: torch.Tensor) -> torch.Tensor:
+        """What a piece adds to each line that it reaches."""
+        return (piece.sum(self._rest) if self._rest else piece).reshape(-1)
+
+    def square(self, piece: torch.Tensor) -> torch.Tensor:
+        """What the squares of a piece add to each line that it reaches."""
+        rest = self._rest
+        if rest and rest[0] == piece.dim() - len(rest):  # along the lines in memory the norm needs no square written
+            return torch.linalg.vector_norm(piece, dim=rest).square().reshape(-1)
+        return self.sum(piece * piece)
 
 
 def vector(parameter: str, size: int, window: tuple[int, int] | None = None, part: str = "") -> Slices:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from lawful.affine.slices import Slices
+from lawful.affine.slices import Block, Slices
 from lawful.conservation.base import Law, Tensors
-from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.combination import Combination, Moves, moves
+from lawful.conservation.potential import SQUARE, Cut, Potential
+
+Quantity = Callable[..., torch.Tensor]
+"""(pieces of some tensors, ``cut=``) -> a quantity per element."""
 
 
 class Term:
@@ -31,38 +35,69 @@ class Term:
         regular = block and bool((channel == torch.arange(size).repeat_interleave(block)).all())
         self._block = block if regular else 0
 
-    def _gather(self, element: torch.Tensor) -> torch.Tensor:
-        return self._by_channel(self.slices.sum(element))
-
     def _by_channel(self, lines: torch.Tensor) -> torch.Tensor:
+        """(…, channels) in float64 from what every line sums to."""
+        lines = lines.double()
         if self._block:
-            channels = lines if self._block == 1 else lines.reshape(self.size, self._block).sum(1)
+            channels = lines if self._block == 1 else lines.unflatten(-1, (self.size, self._block)).sum(-1)
         else:
-            channel = self.channel.to(lines.device)
-            channels = lines.new_zeros(self.size + 1).index_add(0, channel % (self.size + 1), lines)[: self.size]
+            place = self.channel.to(lines.device) % (self.size + 1)
+            channels = lines.new_zeros(*lines.shape[:-1], self.size + 1).index_add(-1, place, lines)[..., : self.size]
         return channels if self.coefficient == 1 else self.coefficient * channels
+
+    def _pieces(self, quantity: Quantity, *operands: Combination) -> Callable[[Block], torch.Tensor]:
+        """A quantity per element, a block at a time; where the rule looks at the whole weight, it is computed whole."""
+        if self.potential.elementwise:
+            return lambda block: quantity(*(x.piece(block) for x in operands), cut=block)
+        done = quantity(*(x.whole() for x in operands))
+        return lambda block: block(done)
+
+    def _sums(self, *elements: Callable[[Block], torch.Tensor]) -> torch.Tensor:
+        """Coefficient · the sums, by channel, of quantities per element: (quantities, channels)."""
+        sums = [torch.stack([block.sum(e(block)).double() for e in elements]) for block in self.slices.blocks()]
+        return self._by_channel(self.slices.join(sums))
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """Coefficient · Ψ_j(W)."""
-        return self._gather(self.potential.value(theta[self.slices.parameter]))
 
-    def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
-        """Coefficient · ⟨B, V⟩_j."""
-        return self._gather(self.potential.feedback(theta[self.slices.parameter]) * v[self.slices.parameter])
+        def psi(weight: torch.Tensor, **cut: Cut) -> torch.Tensor:
+            return self.potential.value(weight.double(), **cut)
+
+        return self._sums(self._pieces(psi, Combination(theta[self.slices.parameter])))[0]
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """|coefficient| · ⟨|B|, |V|⟩_j."""
-        name = self.slices.parameter
-        return self._gather((self.potential.feedback(theta[name]) * v[name]).abs()).abs()
+        back = self._pieces(self.potential.feedback, Combination(theta[self.slices.parameter]))
+        return self._sums(lambda block: (back(block) * block(v[self.slices.parameter])).abs())[0].abs()
 
-    def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
-        """Coefficient · D_Ψ(W + Δ, W)_j."""
-        step, curvature = delta[self.slices.parameter], self.potential.curvature
-        if curvature == 0:
-            return step.new_zeros(self.size)
-        if curvature == 1:
-            return self._by_channel(self.slices.square(step)) / 2
-        return self._gather(self.potential.bregman(theta[self.slices.parameter], step))
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """Coefficient · D_Ψ(W + Δ, W)_j, then coefficient · ⟨B, V⟩_j for every V of ``along``: (1 + V's, channels)."""
+        name = self.slices.parameter
+        found = torch.zeros(1 + len(along), self.size, dtype=torch.float64, device=theta[name].first.device)
+        if name in delta and self.potential.curvature != 0:
+            found[0] = self._drift(theta[name], delta[name])
+        steps = {row: v[name] for row, v in enumerate(along, start=1) if name in v}
+        if steps:
+            # a B that does not depend on W asks for any tensor of its shape: W itself need not be read
+            at = theta[name] if self.potential.curvature != 0 else Combination(theta[name].first)
+            back = self._pieces(self.potential.feedback, at)
+            found[list(steps)] = self._rates(back, list(steps.values()))
+        return found
+
+    def _rates(self, back: Callable[[Block], torch.Tensor], steps: list[Combination]) -> torch.Tensor:
+        sums = []
+        for block in self.slices.blocks():  # B is read once for all directions
+            B = back(block)
+            sums.append(torch.stack([block.sum(B * v.body(block)).double() for v in steps]))
+        factors = torch.tensor([[v.factor] for v in steps], dtype=torch.float64, device=sums[0].device)
+        return factors * self._by_channel(self.slices.join(sums))
+
+    def _drift(self, weight: Combination, step: Combination) -> torch.Tensor:
+        curvature = self.potential.curvature
+        if curvature is None:
+            return self._sums(self._pieces(self.potential.bregman, weight, step))[0]
+        sums = [block.square(step.body(block)).double() for block in self.slices.blocks()]
+        return curvature * step.factor**2 / 2 * self._by_channel(self.slices.join(sums))
 
     @property
     def text(self) -> str:
@@ -121,16 +156,20 @@ class NeuronLaw(Law):
         self.formula = sum_text(primed([term.text for term in terms]))
 
     def value(self, theta: Tensors) -> torch.Tensor:
-        """q_j, (channels,)."""
+        """q_j, (channels,), float64."""
         return _total([term.value(theta) for term in self.terms])
 
     def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """⟨W_p, V_p⟩_j + b_j v_j − k⟨B_c, V_c⟩_j: needs B only, so it exists for rules without a potential."""
-        return _total([term.rate(theta, v) for term in self.terms])
+        return self.expand(moves(theta), {}, [moves(v)])[1]
 
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """½‖Δ_p‖²_j − k·D_Ψ(W_c + Δ_c, W_c)_j."""
-        return _total([term.drift(theta, delta) for term in self.terms])
+        return self.expand(moves(theta), moves(delta), [])[0]
+
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """Drift and rates, every parameter read a block at a time."""
+        return _total([term.expand(theta, delta, along) for term in self.terms])
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """⟨|W_p|, |V_p|⟩_j + … : every product of the rate counted with its absolute value."""

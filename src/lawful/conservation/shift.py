@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
+from lawful.conservation.combination import Moves
 
 
 class ShiftLaw(Law):
@@ -28,7 +31,7 @@ class ShiftLaw(Law):
 
     def _of(self, tensor: torch.Tensor) -> torch.Tensor:
         lines = self.slices.lines(tensor)
-        return lines.reshape(-1) if self._each else lines.sum(0)
+        return lines.reshape(-1).double() if self._each else lines.sum(0, dtype=torch.float64)
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """The sum of lines, or the lines."""
@@ -41,6 +44,12 @@ class ShiftLaw(Law):
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Zero: the law is linear."""
         return torch.zeros_like(self._of(delta[self.slices.parameter]))
+
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """No drift, and the sums of every direction."""
+        name = self.slices.parameter
+        zero = torch.zeros_like(self._of(theta[name].first))
+        return torch.stack([zero, *(v[name].apply(self._of) if name in v else zero for v in along)])
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """Sum of the absolute velocities."""

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from lawful.conservation.base import LawSet
+from lawful.conservation.base import Law, LawSet
+from lawful.conservation.combination import Combination, Moves, moves
 from lawful.conservation.derive import laws_of
 from lawful.errors import SettingError
-from lawful.ledger.causes import DECAY, RULE, directions, plain_steps
+from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
 
 FINITE: Final = "finite step"
 BETWEEN: Final = "between steps"
@@ -44,15 +45,28 @@ class Ledger:
     step size; the first is linear in Δ and is booked under "rule" (−lr·g: zero when the law and the backward pass are
     right), "weight decay" (−lr·λW), "momentum" (−lr(m̂ − g)), "preconditioning" (the rest).
 
+    A step costs a few passes over the tracked weights. For SGD of every kind nothing is copied, other optimisers need one
+    copy of the tracked weights, and what is computed is computed a block at a time. The cheapest books are those of
+    ``split_every=10**9``: the finite step at every step, exactly, and all first-order change together under "not
+    split", found from q when it is asked for.
+
+    Rounding: in float64 the books close to 1e-10 relative. A float32 weight is rounded by at most 2⁻²⁴ of itself at
+    every step, so after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j), and as the roundings
+    have no preferred sign it grows like √T.
+
     Args:
         model: the model in training.
         optimizer: its optimiser. What else moves q (another optimiser, feedback that learns, a projection, an edit)
             is booked as "between steps".
         laws: what to follow; by default every law of ``laws_of(model, args)`` but the matrices.
         args: example inputs for ``laws_of``.
-        split_every: split the first-order change only at every n-th step, and book that of the others as "not
-            split"; the finite-step part is exact at every step.
+        split_every: split the first-order change only at every n-th step, and book that of the others as "not split"
+            (together with what happens between steps); the finite-step part is exact at every step.
         record_every: keep q and the parts in ``history`` every so many steps (0: never).
+
+    Raises:
+        SettingError: a negative interval; laws of complex parameters, or none of whose parameters the optimiser holds;
+            on entering, a ledger that is in use.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -85,15 +99,29 @@ class Ledger:
         names = {name for law in self.laws for name in law.parameters}
         everything = dict(model.named_parameters(remove_duplicate=False))
         self._tracked = {name: everything[name] for name in everything if name in names}
+        self._check()
         self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
         self._handles: list[Any] = []
+        self._copy: dict[str, torch.Tensor] = {}
+        self._open_books()
+
+    def _check(self) -> None:
+        for name, p in self._tracked.items():
+            if p.is_complex():
+                raise SettingError(f"Ledger: {name} is complex ({p.dtype}); laws are stated for real parameters")
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if self._tracked and not any(id(p) in held for p in self._tracked.values()):
+            raise SettingError(
+                f"Ledger: the optimizer holds none of the parameters that the laws read ({', '.join(self._tracked)}); "
+                "expected the optimizer of this model, made after the model was moved or copied"
+            )
+
+    def _open_books(self) -> None:
         self.steps = 0
         self.history: list[tuple[int, torch.Tensor, dict[str, torch.Tensor]]] = []
-        self.parts: dict[str, torch.Tensor] = {}
-        self.start = self.values()
-        self._unsplit = False
-        self._before: dict[str, torch.Tensor] | None = None
-        self._versions = self._version()
+        self._parts: dict[str, torch.Tensor] = {}
+        self._unsplit = self._edited = self._stepping = False
+        self.start, self._versions = self.values(), self._version()
 
     # -- the numbers -----------------------------------------------------------------------------------------------
 
@@ -104,8 +132,16 @@ class Ledger:
 
     def values(self) -> torch.Tensor:
         """Q now, float64."""
-        theta = {name: t.double() for name, t in self._theta().items()}
-        return self._each(lambda law: law.value(theta))
+        theta = {name: p.detach() for name, p in self._tracked.items()}
+        with torch.no_grad():
+            found = [law.value(theta).reshape(-1).double() for law in self.laws]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Cause -> what it has added to q."""
+        self._settle()
+        return self._parts
 
     @property
     def scale(self) -> torch.Tensor:
@@ -118,8 +154,8 @@ class Ledger:
     @property
     def residual(self) -> torch.Tensor:
         """|q − q₀ − Σ parts| relative: whether the books close."""
-        self._settle()
-        return _relative(self._open(), self.scale)
+        scale = self.scale
+        return _relative(self._open(), scale)
 
     @property
     def violation(self) -> torch.Tensor:
@@ -129,7 +165,6 @@ class Ledger:
     @property
     def table(self) -> list[Row]:
         """Per law, summed over its channels."""
-        self._settle()
         now, residual = self.values(), self.residual
         rows, at = [], 0
         for law in self.laws:
@@ -141,6 +176,9 @@ class Ledger:
         return rows
 
     def __repr__(self) -> str:
+        if not len(self.laws):
+            reasons = (f"no law  {site}: {why}" for site, why in self.laws.reasons.items())
+            return "\n".join(["no laws to follow", *reasons])
         causes = [cause for cause in self._order() if cause in self.parts]
         lines = ["  ".join(f"{title:>22}" for title in ("law", "q(0)", "q", *causes, "residual"))]
         for row in self.table:
@@ -154,7 +192,10 @@ class Ledger:
     # -- following the optimiser -----------------------------------------------------------------------------------
 
     def __enter__(self) -> Ledger:
-        self.start, self._versions = self.values(), self._version()
+        """New books, from here on."""
+        if self._handles:
+            raise SettingError("Ledger: it is in use; leave it before entering it again")
+        self._open_books()
         pre = self.optimizer.register_step_pre_hook(lambda *_: self._pre())
         post = self.optimizer.register_step_post_hook(lambda *_: self._post())
         # before any hook that moves the feedback, so that the step is judged by the feedback it was made with
@@ -168,112 +209,117 @@ class Ledger:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._before = None
+        self._handles, self._copy, self._stepping = [], {}, False
         if kind is None:
             self._settle()
 
-    def _splits(self) -> bool:
-        return self.steps % self.split_every == 0
-
     @torch.no_grad()
     def _pre(self) -> None:
-        if self._splits() or self._version() != self._versions:
-            self._settle()
-        self._before = self._theta()
-        plain = plain_steps(self.optimizer, self._tracked)
-        if plain is not None:  # the step is known before it is made, so no copy of W is needed
-            self._account(self._before, plain)
-            self._before = None
-        else:
-            self._before = {name: t.clone() for name, t in self._before.items()}
+        self._look()
+        self._stepping = True
+        # the copy is spared where the step can be told afterwards, and ∇q at the weights before it to rounding
+        smooth = all(psi.curvature is not None for psi in self._potentials)
+        self._retraced = smooth and is_retraceable(self.optimizer)
+        if not self._retraced:
+            self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._tracked).items()}
+
+    def _copied(self, name: str, p: torch.Tensor) -> torch.Tensor:
+        old = self._copy.get(name)
+        return p.detach().clone() if old is None or old.dtype != p.dtype else old.copy_(p)
 
     @torch.no_grad()
     def _post(self) -> None:
-        if self._before is not None:
-            after = self._theta()
-            self._account(self._before, {name: after[name] - t for name, t in self._before.items()})
-            self._before = None
-        self._versions = self._version()
-        self.steps += 1
+        if not _was_skipped(self.optimizer):
+            theta, now = moves(self._tracked), moves(self._tracked)
+            if self._retraced:
+                delta = retrace(self.optimizer, self._tracked)
+                theta |= {name: now[name] - step for name, step in delta.items()}
+            else:
+                before = moves(self._copy)
+                delta = {name: now[name] - w for name, w in before.items()}
+                theta |= before
+            self._account(theta, delta)
+            self.steps += 1
+        self._stepping, self._versions = False, self._version()
         if self.record_every and self.steps % self.record_every == 0:
-            self._settle()
             self.history.append((self.steps, self.values(), {cause: p.clone() for cause, p in self.parts.items()}))
 
-    def _account(self, before: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> None:
-        self._book(FINITE, self._each(lambda law: law.drift(before, delta)))
-        if self._splits():
-            self._split(before, delta)
-        else:
-            self._unsplit = True
+    def _account(self, theta: Moves, delta: Moves) -> None:
+        splits = self.steps % self.split_every == 0
+        self._unsplit = self._unsplit or not splits
+        split = split_step(self.optimizer, self._tracked, theta) if splits else Split()
+        found, at = {}, 0
+        for law in self.laws:
+            own = slice(at, at := at + len(law.names))
+            for cause, amount in _booked(law, theta, delta, split).items():
+                found.setdefault(cause, torch.zeros_like(self.start))[own] = amount
+        for cause, amount in found.items():
+            self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
 
-    def _split(self, before: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> None:
-        steps, lrs = directions(self.optimizer, self._tracked, before, delta)
-        zero = {name: torch.zeros_like(t) for name, t in before.items()}
-        for cause, step in steps.items():
-            v = {**zero, **step}
-            rates = [law.rate(before, v) for law in self.laws]
-            if cause == RULE:
-                self._book_rule(rates, before, v, lrs)
-            else:
-                self._book(cause, _join(rates))
-
-    def _book_rule(
-        self,
-        rates: list[torch.Tensor],
-        before: dict[str, torch.Tensor],
-        v: dict[str, torch.Tensor],
-        lrs: Mapping[str, float],
-    ) -> None:
-        """−lr·g keeps a law only at one learning rate on all of its parameters; the rest is named."""
-        booked: dict[str, list[torch.Tensor]] = {}
-        for i, (law, rate) in enumerate(zip(self.laws, rates, strict=True)):
-            known = [lrs[name] for name in law.parameters if name in lrs]
-            shares = {EPS if law.note else RULE: rate}
-            if len(known) < len(law.parameters):
-                shares = {FROZEN: rate}
-            elif len(set(known)) > 1 and 0 not in known:
-                even = law.rate(before, {n: v[n] * (known[0] / lrs[n]) for n in law.parameters})
-                shares = {RULE: even, RATES: rate - even}
-            for cause, share in shares.items():
-                booked.setdefault(cause, [torch.zeros_like(r) for r in rates])[i] = share
-        for cause, shares in booked.items():
-            self._book(cause, _join(shares))
+    def _look(self) -> None:
+        versions = self._version()
+        self._edited = self._edited or versions != self._versions
+        self._versions = versions
 
     def _settle(self) -> None:
-        """Book what moved q since it was last booked: steps that were not split, or something between the steps."""
-        if self._before is not None:  # in the middle of a step
+        """Book what moved q unseen: steps that were not split, and edits between the steps."""
+        if self._stepping:
             return
-        versions = self._version()
-        if self._unsplit or versions != self._versions:
-            self._book(SKIPPED if self._unsplit else BETWEEN, self._open())
-        self._unsplit, self._versions = False, versions
+        self._look()
+        if self._unsplit or self._edited:
+            cause, amount = SKIPPED if self._unsplit else BETWEEN, self._open()
+            self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
+        self._unsplit = self._edited = False
 
     def _open(self) -> torch.Tensor:
         """The change of q that no part explains yet."""
         rest = self.values() - self.start
-        for part in self.parts.values():
+        for part in self._parts.values():
             rest = rest - part
         return rest
 
     def _version(self) -> tuple[int, ...]:
-        """Changes with every edit, in place, of a tracked parameter or of the feedback that reads it."""
+        """Changes with every edit, in place or of ``.data``, of a tracked parameter, and of the feedback it meets."""
         states = [t._version for psi in self._potentials for t in psi.state().values()]
-        return (*(p._version for p in self._tracked.values()), *states)
-
-    def _book(self, cause: str, amount: torch.Tensor) -> None:
-        self.parts[cause] = self.parts[cause] + amount if cause in self.parts else amount
-
-    def _theta(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self._tracked.items()}
-
-    def _each(self, quantity: Any) -> torch.Tensor:
-        with torch.no_grad():
-            return _join([quantity(law) for law in self.laws])
+        return (*(n for p in self._tracked.values() for n in (p._version, p.data_ptr())), *states)
 
 
-def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([part.reshape(-1).double() for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+def _booked(law: Law, theta: Moves, delta: Moves, split: Split) -> dict[str, torch.Tensor]:
+    """What one step adds to a law, by cause."""
+    along = [*split.parts.values(), *([delta] if split.rest else [])]
+    rule = _name_of_rule(law, split)
+    if rule == RATES:
+        lr = split.lrs[law.parameters[0]]
+        along.append({n: lr / split.lrs[n] * split.parts[RULE][n] for n in law.parameters if n in split.parts[RULE]})
+    rows = law.expand(theta, delta, along)
+    rates = dict(zip(split.parts, rows[1:], strict=False))
+    booked = {FINITE: rows[0], **rates}
+    if split.rest:
+        total = rows[1 + len(rates)]
+        booked[split.rest] = total - torch.stack(list(rates.values())).sum(0) if rates else total
+    if rule == RATES:
+        booked |= {RULE: rows[-1], RATES: rates[RULE] - rows[-1]}
+    elif rule != RULE:
+        booked[rule] = booked.pop(RULE)
+    return booked
+
+
+def _name_of_rule(law: Law, split: Split) -> str:
+    """−lr·g keeps a law only at one learning rate on all of its parameters; otherwise it is named."""
+    if RULE not in split.parts:
+        return RULE
+    lrs = [split.lrs[name] for name in law.parameters if name in split.lrs]
+    if len(lrs) < len(law.parameters):
+        return FROZEN
+    if len(set(lrs)) > 1 and 0 not in lrs:
+        return RATES
+    return EPS if law.note else RULE
+
+
+def _was_skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused step found an infinite gradient of a loss scaler and did nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _relative(amount: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
