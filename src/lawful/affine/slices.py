@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 
 import torch
 
-BLOCK = 1 << 17
-"""Elements in a block: small enough that what is computed from one stays in a core's cache."""
+BLOCK = 1 << 18
+"""Elements in a block: so few that what is computed from one stays in the cache, so many that calls cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,47 @@ class Slices:
         viewed = self.view(tensor)
         return (viewed.sum(rest) if rest else viewed).reshape(-1)
 
-    def square(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of the squares of each line, (count,), without writing all the squares down."""
-        return self.join([block.square(block(tensor)) for block in self.blocks()])
+    @property
+    def _axis(self) -> int:
+        """The first axis longer than 1: to cut along it is to cut along the rows of the parameter."""
+        return next((axis for axis, size in enumerate(self.shape) if size > 1), 0)
 
-    def blocks(self) -> Iterator[Block]:
-        """The parameter in pieces of about ``BLOCK`` elements, cut along the first axis longer than 1."""
-        axis = next((axis for axis, size in enumerate(self.shape) if size > 1), 0)
-        length = max(1, BLOCK * self.shape[axis] // max(1, prod(self.shape)))
-        for start in range(0, self.shape[axis], length):
-            yield Block(self, axis, start, min(length, self.shape[axis] - start))
+    def quantum(self, rows: int) -> int:
+        """How many rows of the parameter make one index of the first axis; all of them if it does not divide them."""
+        each, rest = divmod(rows, self.shape[self._axis])
+        return rows if rest or not each else each
 
-    def join(self, pieces: list[torch.Tensor]) -> torch.Tensor:
-        """(…, count) from the line sums of all blocks, in order: a block holds whole lines, or a part of every line."""
-        if len(pieces) == 1:
-            return pieces[0]
-        whole = next(axis for axis, size in enumerate(self.shape) if size > 1) in self.keep
-        return torch.cat(pieces, dim=-1) if whole else torch.stack(pieces).sum(0)
+    def _folded(self, block: torch.Tensor, rows: int) -> tuple[torch.Tensor, list[int]]:
+        """A block of the parameter's rows in the axes of the view, and the axes to sum over."""
+        shape, axis = list(self.shape), self._axis
+        if block.dim() and block.shape[0] < rows:
+            shape[axis] = block.shape[0] // self.quantum(rows)
+        rest = [axis for axis in range(len(shape)) if axis not in self.keep]
+        return block if list(block.shape) == shape else block.reshape(shape), rest
+
+    def sum_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
+        """What a block of the ``rows`` rows adds to each line that it reaches."""
+        block, rest = self._folded(block, rows)
+        return (block.sum(rest) if rest else block).reshape(-1)
+
+    def square_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
+        """What the squares of a block add to each line that it reaches."""
+        if not self.is_contiguous:
+            return self.sum_block(block * block, rows)
+        block, rest = self._folded(block, rows)
+        return torch.linalg.vector_norm(block, dim=rest).square().reshape(-1)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether lines lie in memory one after the other: then their norms are taken without writing squares."""
+        return bool(self.keep) and self.keep == tuple(range(len(self.keep))) and len(self.keep) < len(self.shape)
+
+    def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(count,) in float64 from the sums of all blocks, in order: a block holds whole lines or a part of each."""
+        if len(blocks) == 1:
+            return blocks[0].double()
+        whole = self._axis in self.keep
+        return torch.cat(list(blocks)).double() if whole else torch.stack(list(blocks)).sum(0, dtype=torch.float64)
 
     def lines(self, tensor: torch.Tensor) -> torch.Tensor:
         """The lines as rows, (count, length), of a tensor of the parameter's shape."""
@@ -99,40 +123,32 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A piece of a parameter: [start, start + length) of one axis of its view."""
+class Rows:
+    """Rows [start, stop) of a parameter."""
 
-    slices: Slices
-    axis: int
     start: int
-    length: int
+    stop: int
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This piece of a tensor of the parameter's shape, in the axes of the view; half precision becomes float32."""
-        shape, window = self.slices.shape, self.slices.window
-        rows = tensor if window is None else tensor[window[0] : window[1]]
-        each, rest = divmod(rows.shape[0], shape[self.axis]) if rows.dim() else (0, 1)
-        if each and not rest:  # cut first: a tensor that is not contiguous is then copied a piece at a time
-            piece = rows.narrow(0, each * self.start, each * self.length)
-            piece = piece.reshape(*shape[: self.axis], self.length, *shape[self.axis + 1 :])
-        else:
-            piece = rows.reshape(shape).narrow(self.axis, self.start, self.length)
-        return piece.float() if piece.dtype in (torch.float16, torch.bfloat16) else piece
+        """These rows of a tensor of the parameter's shape; half precision becomes float32."""
+        block = tensor[self.start : self.stop] if tensor.dim() else tensor
+        return block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
 
-    @property
-    def _rest(self) -> list[int]:
-        return [axis for axis in range(len(self.slices.shape)) if axis not in self.slices.keep]
 
-    def sum(self, piece: torch.Tensor) -> torch.Tensor:
-        """What a piece adds to each line that it reaches."""
-        return (piece.sum(self._rest) if self._rest else piece).reshape(-1)
+def row_count(slices: Slices, shape: torch.Size) -> int:
+    """How many rows the slices look at, of a parameter of this shape."""
+    window = (0, shape[0] if shape else 1) if slices.window is None else slices.window
+    return window[1] - window[0]
 
-    def square(self, piece: torch.Tensor) -> torch.Tensor:
-        """What the squares of a piece add to each line that it reaches."""
-        rest = self._rest
-        if rest and rest[0] == piece.dim() - len(rest):  # along the lines in memory the norm needs no square written
-            return torch.linalg.vector_norm(piece, dim=rest).square().reshape(-1)
-        return self.sum(piece * piece)
+
+def row_blocks(together: Sequence[Slices], shape: torch.Size, size: int = BLOCK) -> Iterator[Rows]:
+    """The rows that slices of one window look at, in blocks of about ``size`` elements that suit them all."""
+    start = 0 if together[0].window is None else together[0].window[0]
+    rows = row_count(together[0], shape)
+    quantum = lcm(*(slices.quantum(rows) for slices in together))
+    length = max(1, size // (max(1, shape[1:].numel()) * quantum)) * quantum
+    for first in range(0, rows, length):
+        yield Rows(start + first, start + min(rows, first + length))
 
 
 def vector(parameter: str, size: int, window: tuple[int, int] | None = None, part: str = "") -> Slices:

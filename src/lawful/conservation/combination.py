@@ -9,26 +9,30 @@ import torch
 
 
 class Combination:
-    """Σ c·x over tensors x of one shape, read a piece at a time, so that it needs no memory of its own.
+    """factor · Σ c·x over tensors x of one shape, the first c being 1; read a piece at a time, it needs no memory.
 
     >>> x, y = torch.ones(3), torch.arange(3.0)
     >>> (2 * Combination(x) - Combination(y)).whole().tolist()
     [2.0, 1.0, 0.0]
     """
 
-    def __init__(self, *tensors: torch.Tensor) -> None:
-        self._terms: dict[int, tuple[float, torch.Tensor]] = {id(x): (1.0, x) for x in tensors}
+    def __init__(self, x: torch.Tensor | None = None) -> None:
+        self.factor = 1.0
+        self._terms: tuple[tuple[float, torch.Tensor], ...] = () if x is None else ((1.0, x),)
 
     def __rmul__(self, factor: float) -> Combination:
-        """Every coefficient times ``factor``; what has none left is dropped."""
-        return _of({key: (factor * c, x) for key, (c, x) in self._terms.items()})
+        """Times a number; nothing is left of it at 0."""
+        return _of(factor * self.factor, self._terms if factor else ())
 
     def __add__(self, other: Combination) -> Combination:
         """The sum; a tensor that stands in both keeps one place."""
-        terms = dict(self._terms)
-        for key, (c, x) in other._terms.items():
-            terms[key] = (terms[key][0] + c if key in terms else c, x)
-        return _of(terms)
+        terms: dict[int, tuple[float, torch.Tensor]] = {}
+        for part in (self, other):
+            for c, x in part._terms:
+                terms[id(x)] = (part.factor * c + (terms[id(x)][0] if id(x) in terms else 0.0), x)
+        left = [(c, x) for c, x in terms.values() if c]
+        factor = left[0][0] if left else 1.0
+        return _of(factor, tuple((c / factor, x) for c, x in left))
 
     def __sub__(self, other: Combination) -> Combination:
         """The difference."""
@@ -39,44 +43,41 @@ class Combination:
         return bool(self._terms)
 
     @property
-    def factor(self) -> float:
-        """The first coefficient: the whole is ``factor`` times :meth:`body`."""
-        return next(iter(self._terms.values()))[0]
-
-    @property
     def first(self) -> torch.Tensor:
         """The first tensor."""
-        return next(iter(self._terms.values()))[1]
+        return self._terms[0][1]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a multiple of one tensor."""
+        return len(self._terms) == 1
+
+    @property
+    def key(self) -> tuple[tuple[float, int], ...]:
+        """Equal for combinations that differ in their factors only."""
+        return tuple((c, id(x)) for c, x in self._terms)
 
     def body(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """A piece of Σ (c/factor)·x: for one tensor nothing is computed."""
-        (_, x), *rest = self._terms.values()
-        total = cut(x)
-        for c, y in rest:
-            total = torch.add(total, cut(y), alpha=c / self.factor)
-        return total
-
-    def piece(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """A piece of the combination."""
-        body = self.body(cut)
-        return body if self.factor == 1 else self.factor * body
-
-    def apply(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """A linear function of the combination, from its values at the tensors."""
-        total: torch.Tensor | None = None
-        for c, x in self._terms.values():
-            total = c * linear(x) if total is None else total + c * linear(x)
-        assert total is not None
+        """A piece of Σ c·x, without the factor: for a single tensor nothing is computed."""
+        total = cut(self.first)
+        for c, x in self._terms[1:]:
+            total = torch.add(total, cut(x), alpha=c)
         return total
 
     def whole(self) -> torch.Tensor:
         """All of it, written down."""
-        return self.piece(lambda x: x)
+        body = self.body(lambda x: x)
+        return body if self.factor == 1 else self.factor * body
+
+    def apply(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """A linear function of the combination, from its values at the tensors."""
+        values = [c * linear(x) for c, x in self._terms]
+        return self.factor * torch.stack(values).sum(0)
 
 
-def _of(terms: Mapping[int, tuple[float, torch.Tensor]]) -> Combination:
+def _of(factor: float, terms: tuple[tuple[float, torch.Tensor], ...]) -> Combination:
     made = Combination()
-    made._terms = {key: (c, x) for key, (c, x) in terms.items() if c}
+    made.factor, made._terms = factor, terms
     return made
 
 

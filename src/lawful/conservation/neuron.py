@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from lawful.affine.slices import Block, Slices
+from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
-from lawful.conservation.combination import Combination, Moves, moves
+from lawful.conservation.blocks import expand, line_sums
+from lawful.conservation.combination import Moves, moves
 from lawful.conservation.potential import SQUARE, Cut, Potential
-
-Quantity = Callable[..., torch.Tensor]
-"""(pieces of some tensors, ``cut=``) -> a quantity per element."""
 
 
 class Term:
@@ -35,8 +33,8 @@ class Term:
         regular = block and bool((channel == torch.arange(size).repeat_interleave(block)).all())
         self._block = block if regular else 0
 
-    def _by_channel(self, lines: torch.Tensor) -> torch.Tensor:
-        """(…, channels) in float64 from what every line sums to."""
+    def by_channel(self, lines: torch.Tensor) -> torch.Tensor:
+        """Coefficient · (…, channels) in float64, from what every line sums to."""
         lines = lines.double()
         if self._block:
             channels = lines if self._block == 1 else lines.unflatten(-1, (self.size, self._block)).sum(-1)
@@ -45,59 +43,22 @@ class Term:
             channels = lines.new_zeros(*lines.shape[:-1], self.size + 1).index_add(-1, place, lines)[..., : self.size]
         return channels if self.coefficient == 1 else self.coefficient * channels
 
-    def _pieces(self, quantity: Quantity, *operands: Combination) -> Callable[[Block], torch.Tensor]:
-        """A quantity per element, a block at a time; where the rule looks at the whole weight, it is computed whole."""
-        if self.potential.elementwise:
-            return lambda block: quantity(*(x.piece(block) for x in operands), cut=block)
-        done = quantity(*(x.whole() for x in operands))
-        return lambda block: block(done)
-
-    def _sums(self, *elements: Callable[[Block], torch.Tensor]) -> torch.Tensor:
-        """Coefficient · the sums, by channel, of quantities per element: (quantities, channels)."""
-        sums = [torch.stack([block.sum(e(block)).double() for e in elements]) for block in self.slices.blocks()]
-        return self._by_channel(self.slices.join(sums))
-
     def value(self, theta: Tensors) -> torch.Tensor:
         """Coefficient · Ψ_j(W)."""
 
-        def psi(weight: torch.Tensor, **cut: Cut) -> torch.Tensor:
-            return self.potential.value(weight.double(), **cut)
+        def psi(weight: torch.Tensor, cut: Cut = lambda x: x) -> torch.Tensor:
+            return self.potential.value(weight.double(), cut)
 
-        return self._sums(self._pieces(psi, Combination(theta[self.slices.parameter])))[0]
+        return self.by_channel(line_sums((self.slices, self.potential), psi, theta[self.slices.parameter]))
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """|coefficient| · ⟨|B|, |V|⟩_j."""
-        back = self._pieces(self.potential.feedback, Combination(theta[self.slices.parameter]))
-        return self._sums(lambda block: (back(block) * block(v[self.slices.parameter])).abs())[0].abs()
 
-    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
-        """Coefficient · D_Ψ(W + Δ, W)_j, then coefficient · ⟨B, V⟩_j for every V of ``along``: (1 + V's, channels)."""
+        def product(weight: torch.Tensor, step: torch.Tensor, cut: Cut = lambda x: x) -> torch.Tensor:
+            return (self.potential.feedback(weight, cut) * step).abs()
+
         name = self.slices.parameter
-        found = torch.zeros(1 + len(along), self.size, dtype=torch.float64, device=theta[name].first.device)
-        if name in delta and self.potential.curvature != 0:
-            found[0] = self._drift(theta[name], delta[name])
-        steps = {row: v[name] for row, v in enumerate(along, start=1) if name in v}
-        if steps:
-            # a B that does not depend on W asks for any tensor of its shape: W itself need not be read
-            at = theta[name] if self.potential.curvature != 0 else Combination(theta[name].first)
-            back = self._pieces(self.potential.feedback, at)
-            found[list(steps)] = self._rates(back, list(steps.values()))
-        return found
-
-    def _rates(self, back: Callable[[Block], torch.Tensor], steps: list[Combination]) -> torch.Tensor:
-        sums = []
-        for block in self.slices.blocks():  # B is read once for all directions
-            B = back(block)
-            sums.append(torch.stack([block.sum(B * v.body(block)).double() for v in steps]))
-        factors = torch.tensor([[v.factor] for v in steps], dtype=torch.float64, device=sums[0].device)
-        return factors * self._by_channel(self.slices.join(sums))
-
-    def _drift(self, weight: Combination, step: Combination) -> torch.Tensor:
-        curvature = self.potential.curvature
-        if curvature is None:
-            return self._sums(self._pieces(self.potential.bregman, weight, step))[0]
-        sums = [block.square(step.body(block)).double() for block in self.slices.blocks()]
-        return curvature * step.factor**2 / 2 * self._by_channel(self.slices.join(sums))
+        return self.by_channel(line_sums((self.slices, self.potential), product, theta[name], v[name])).abs()
 
     @property
     def text(self) -> str:
@@ -168,12 +129,33 @@ class NeuronLaw(Law):
         return self.expand(moves(theta), moves(delta), [])[0]
 
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
-        """Drift and rates, every parameter read a block at a time."""
-        return _total([term.expand(theta, delta, along) for term in self.terms])
+        """Drift and rates, (1 + directions, channels), every parameter read a block at a time."""
+        return expand_together([self], theta, delta, along)[0]
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """⟨|W_p|, |V_p|⟩_j + … : every product of the rate counted with its absolute value."""
         return _total([term.magnitude(theta, v) for term in self.terms])
+
+
+def expand_together(laws: Sequence[Law], theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
+    """:meth:`Law.expand` of several laws, with one pass over each parameter for all neuron laws that read it."""
+    totals = [
+        theta[law.parameters[0]].first.new_zeros(1 + len(along), len(law.names), dtype=torch.float64)
+        if isinstance(law, NeuronLaw)
+        else law.expand(theta, delta, along)
+        for law in laws
+    ]
+    readers: dict[tuple[str, tuple[int, int] | None], list[tuple[torch.Tensor, Term]]] = {}
+    for law, total in zip(laws, totals, strict=True):
+        for term in law.terms if isinstance(law, NeuronLaw) else ():
+            readers.setdefault((term.slices.parameter, term.slices.window), []).append((total, term))
+    for (name, _), terms in readers.items():
+        moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
+        pairs = [(term.slices, term.potential) for _, term in terms]
+        found = expand(pairs, theta[name], delta.get(name), [v for _, v in moved])
+        for (total, term), lines in zip(terms, found, strict=True):
+            total[[0, *(row for row, _ in moved)]] += term.by_channel(lines)
+    return totals
 
 
 def _total(parts: list[torch.Tensor]) -> torch.Tensor:

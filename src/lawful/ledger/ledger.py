@@ -12,8 +12,9 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from lawful.conservation.base import Law, LawSet
-from lawful.conservation.combination import Combination, Moves, moves
+from lawful.conservation.combination import Moves, moves
 from lawful.conservation.derive import laws_of
+from lawful.conservation.neuron import expand_together
 from lawful.errors import SettingError
 from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
 
@@ -45,14 +46,14 @@ class Ledger:
     step size; the first is linear in Δ and is booked under "rule" (−lr·g: zero when the law and the backward pass are
     right), "weight decay" (−lr·λW), "momentum" (−lr(m̂ − g)), "preconditioning" (the rest).
 
-    A step costs a few passes over the tracked weights. For SGD of every kind nothing is copied, other optimisers need one
-    copy of the tracked weights, and what is computed is computed a block at a time. The cheapest books are those of
+    A step costs a few passes over the tracked weights, a block of rows at a time. For SGD of every kind nothing is
+    copied; other optimisers need one copy of the tracked weights. The cheapest books are those of
     ``split_every=10**9``: the finite step at every step, exactly, and all first-order change together under "not
-    split", found from q when it is asked for.
+    split", which is found from q when it is asked for.
 
-    Rounding: in float64 the books close to 1e-10 relative. A float32 weight is rounded by at most 2⁻²⁴ of itself at
-    every step, so after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j), and as the roundings
-    have no preferred sign it grows like √T.
+    In float64 the books close to 1e-10 relative. A float32 weight is rounded by up to 2⁻²⁴ of itself at every step, so
+    that after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j); rounding has no preferred
+    sign, and what is seen grows like √T.
 
     Args:
         model: the model in training.
@@ -248,10 +249,11 @@ class Ledger:
         splits = self.steps % self.split_every == 0
         self._unsplit = self._unsplit or not splits
         split = split_step(self.optimizer, self._tracked, theta) if splits else Split()
+        along = [*split.parts.values(), *([delta] if split.rest else [])]
         found, at = {}, 0
-        for law in self.laws:
+        for law, rows in zip(self.laws, expand_together(self.laws, theta, delta, along), strict=True):
             own = slice(at, at := at + len(law.names))
-            for cause, amount in _booked(law, theta, delta, split).items():
+            for cause, amount in _booked(law, theta, rows, split).items():
                 found.setdefault(cause, torch.zeros_like(self.start))[own] = amount
         for cause, amount in found.items():
             self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
@@ -284,21 +286,17 @@ class Ledger:
         return (*(n for p in self._tracked.values() for n in (p._version, p.data_ptr())), *states)
 
 
-def _booked(law: Law, theta: Moves, delta: Moves, split: Split) -> dict[str, torch.Tensor]:
+def _booked(law: Law, theta: Moves, rows: torch.Tensor, split: Split) -> dict[str, torch.Tensor]:
     """What one step adds to a law, by cause."""
-    along = [*split.parts.values(), *([delta] if split.rest else [])]
-    rule = _name_of_rule(law, split)
-    if rule == RATES:
-        lr = split.lrs[law.parameters[0]]
-        along.append({n: lr / split.lrs[n] * split.parts[RULE][n] for n in law.parameters if n in split.parts[RULE]})
-    rows = law.expand(theta, delta, along)
     rates = dict(zip(split.parts, rows[1:], strict=False))
     booked = {FINITE: rows[0], **rates}
     if split.rest:
-        total = rows[1 + len(rates)]
-        booked[split.rest] = total - torch.stack(list(rates.values())).sum(0) if rates else total
+        booked[split.rest] = rows[-1] - rows[1:-1].sum(0)
+    rule = _name_of_rule(law, split)
     if rule == RATES:
-        booked |= {RULE: rows[-1], RATES: rates[RULE] - rows[-1]}
+        lr, g = split.lrs[law.parameters[0]], split.parts[RULE]
+        equal = law.expand(theta, {}, [{n: lr / split.lrs[n] * g[n] for n in law.parameters if n in g}])[1]
+        booked |= {RULE: equal, RATES: rates[RULE] - equal}
     elif rule != RULE:
         booked[rule] = booked.pop(RULE)
     return booked
