@@ -8,9 +8,6 @@ from math import lcm, prod
 
 import torch
 
-BLOCK = 1 << 18
-"""Elements in a block: so few that what is computed from one stays in the cache, so many that calls cost nothing."""
-
 
 @dataclass(frozen=True)
 class Slices:
@@ -141,8 +138,10 @@ def row_count(slices: Slices, shape: torch.Size) -> int:
     return window[1] - window[0]
 
 
-def row_blocks(together: Sequence[Slices], shape: torch.Size, size: int = BLOCK) -> Iterator[Rows]:
-    """The rows that slices of one window look at, in blocks of about ``size`` elements that suit them all."""
+def row_blocks(together: Sequence[Slices], shape: torch.Size, size: int) -> Iterator[Rows]:
+    """The rows that slices of one window look at, if any do, in blocks of about ``size`` elements that suit all."""
+    if not together:
+        return
     start = 0 if together[0].window is None else together[0].window[0]
     rows = row_count(together[0], shape)
     quantum = lcm(*(slices.quantum(rows) for slices in together))

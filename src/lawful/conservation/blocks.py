@@ -6,14 +6,17 @@ the size of a parameter is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
 
-from lawful.affine.slices import BLOCK, Rows, Slices, row_blocks, row_count
+from lawful.affine.slices import Rows, Slices, row_blocks, row_count
 from lawful.conservation.combination import Combination
 from lawful.conservation.potential import Potential
+
+BLOCK = 1 << 17
+"""Elements in a block: so few that what is computed from one stays in the cache, so many that calls cost little."""
 
 Reader: TypeAlias = tuple[Slices, Potential]
 """Whose lines are summed, under which Ψ."""
@@ -52,14 +55,14 @@ def line_sums(reader: Reader, quantity: Quantity, *operands: torch.Tensor) -> to
     """The sum of a quantity over each line, (lines,), float64."""
     (slices, psi), shape = reader, operands[0].shape
     of, rows_in_all = by_block(psi, quantity, *map(Combination, operands)), row_count(slices, shape)
-    blocks = (of(Block(rows)) for rows in row_blocks([slices], shape))
+    blocks = (of(Block(rows)) for rows in row_blocks([slices], shape, BLOCK))
     return slices.join([slices.sum_block(block, rows_in_all) for block in blocks])
 
 
 def expand(
     readers: Sequence[Reader], weight: Combination, step: Combination | None, along: Sequence[Combination]
-) -> list[torch.Tensor]:
-    """For each reader the line sums of D_Ψ(W + Δ, W), then of B ⊙ V for every V: (1 + V's, lines), float64.
+) -> list[list[torch.Tensor | None]]:
+    """For each reader the line sums of D_Ψ(W + Δ, W), or None where Ψ is flat, then of B ⊙ V for every V; float64.
 
     Args:
         readers: of one parameter, and of one window of its rows.
@@ -67,42 +70,71 @@ def expand(
         step: Δ; None where it does not move.
         along: the directions V.
     """
-    shape, curvature = weight.first.shape, {psi: psi.curvature for _, psi in readers}
-    # a B that does not depend on W takes any tensor of its shape: W itself need not be read
-    at = {psi: Combination(weight.first) if c == 0 else weight for psi, c in curvature.items()}
-    back = {psi: by_block(psi, psi.feedback, w) for psi, w in at.items()} if along else {}
-    bend = {psi: by_block(psi, psi.bregman, weight, step) for psi, c in curvature.items() if step and c is None}
-    plain = not along and step and step.is_one and all(slices.is_contiguous for slices, _ in readers)
-    rows_in_all, found = row_count(readers[0][0], shape), [_Sums(len(along)) for _ in readers]
-    for rows in row_blocks([slices for slices, _ in readers], shape, shape.numel() if plain else BLOCK):
+    shape = weight.first.shape
+    groups = {psi: [i for i, reader in enumerate(readers) if reader[1] is psi] for _, psi in readers}
+    sums = {psi: _Sums(psi, [readers[i][0] for i in own], weight, step, along) for psi, own in groups.items()}
+    asked = [slices for sum_ in sums.values() for slices in sum_.slices if along or sum_.step]
+    size = shape.numel() if all(sum_.only_norms for sum_ in sums.values()) else BLOCK
+    for rows in row_blocks(asked, shape, size):
         block = Block(rows)
-        feedback = {psi: of(block) for psi, of in back.items()}
-        products = {psi: [B * block.body(v) for v in along] for psi, B in feedback.items()}
-        bends = {psi: of(block) for psi, of in bend.items()}
-        for own, (slices, psi) in zip(found, readers, strict=True):
-            for sums, product in zip(own.rates, products.get(psi, ()), strict=True):
-                sums.append(slices.sum_block(product, rows_in_all))
-            if psi in bends:
-                own.drift.append(slices.sum_block(bends[psi], rows_in_all))
-            elif step and curvature[psi]:
-                own.drift.append(slices.square_block(block.body(step), rows_in_all))
-    return [own.rows(reader, step, along) for own, reader in zip(found, readers, strict=True)]
+        for sum_ in sums.values():
+            sum_.take(block)
+    found = {i: rows for psi, own in groups.items() for i, rows in zip(own, sums[psi].rows(), strict=True)}
+    return [found[i] for i in range(len(readers))]
 
 
 class _Sums:
-    """Line sums of one reader, a list of blocks for the drift and for every direction."""
+    """The line sums of all readers of a parameter under one Ψ, as blocks come."""
 
-    def __init__(self, directions: int) -> None:
-        self.drift: list[torch.Tensor] = []
-        self.rates: list[list[torch.Tensor]] = [[] for _ in range(directions)]
+    def __init__(
+        self,
+        psi: Potential,
+        slices: Sequence[Slices],
+        weight: Combination,
+        step: Combination | None,
+        along: Sequence[Combination],
+    ) -> None:
+        self.slices, self.along = slices, along
+        self.step = step if step and psi.curvature != 0 else None
+        self._rows_in_all = row_count(slices[0], weight.first.shape)
+        # a B that does not depend on W takes any tensor of its shape: W itself need not be read
+        at = Combination(weight.first) if psi.curvature == 0 else weight
+        self._feedback = by_block(psi, psi.feedback, at) if along else None
+        self._curvature = psi.curvature
+        bends = self.step is not None and psi.curvature is None
+        self._bregman = by_block(psi, psi.bregman, weight, self.step) if bends else None
+        self._drifts: list[list[torch.Tensor]] = [[] for _ in slices]
+        self._rates: list[list[list[torch.Tensor]]] = [[[] for _ in along] for _ in slices]
 
-    def rows(self, reader: Reader, step: Combination | None, along: Sequence[Combination]) -> torch.Tensor:
-        """(1 + directions, lines): zero drift where nothing bends, and everything times its factors."""
-        slices, psi = reader
-        rates = [v.factor * slices.join(sums) for v, sums in zip(along, self.rates, strict=True)]
-        if not self.drift or step is None:
-            drift = torch.zeros_like(rates[0]) if rates else torch.zeros(slices.count, dtype=torch.float64)
-        else:
-            factor = 1.0 if psi.curvature is None else psi.curvature * step.factor**2 / 2
-            drift = factor * slices.join(self.drift)
-        return torch.stack([drift, *rates])
+    @property
+    def only_norms(self) -> bool:
+        """Whether no tensor of the size of a block is written: then a block may be everything."""
+        norms = self._bregman is None and all(slices.is_contiguous for slices in self.slices)
+        return not self.along and (self.step is None or (norms and self.step.is_one))
+
+    def take(self, block: Block) -> None:
+        """Add what one block gives."""
+        if self._feedback is not None:
+            B = self._feedback(block)
+            for k, v in enumerate(self.along):
+                product = B * block.body(v)
+                for rates, slices in zip(self._rates, self.slices, strict=True):
+                    rates[k].append(slices.sum_block(product, self._rows_in_all))
+        if self.step is None:
+            return
+        bent = None if self._bregman is None else self._bregman(block)
+        for drifts, slices in zip(self._drifts, self.slices, strict=True):
+            if bent is None:
+                drifts.append(slices.square_block(block.body(self.step), self._rows_in_all))
+            else:
+                drifts.append(slices.sum_block(bent, self._rows_in_all))
+
+    def rows(self) -> Iterator[list[torch.Tensor | None]]:
+        """For each reader the blocks joined, times their factors."""
+        for slices, drifts, rates in zip(self.slices, self._drifts, self._rates, strict=True):
+            joined = [v.factor * slices.join(sums) for v, sums in zip(self.along, rates, strict=True)]
+            if self.step is None:
+                yield [None, *joined]
+            else:
+                factor = 1.0 if self._curvature is None else self._curvature * self.step.factor**2 / 2
+                yield [factor * slices.join(drifts), *joined]

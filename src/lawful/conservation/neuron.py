@@ -139,23 +139,31 @@ class NeuronLaw(Law):
 
 def expand_together(laws: Sequence[Law], theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
     """:meth:`Law.expand` of several laws, with one pass over each parameter for all neuron laws that read it."""
-    totals = [
-        theta[law.parameters[0]].first.new_zeros(1 + len(along), len(law.names), dtype=torch.float64)
-        if isinstance(law, NeuronLaw)
-        else law.expand(theta, delta, along)
-        for law in laws
-    ]
-    readers: dict[tuple[str, tuple[int, int] | None], list[tuple[torch.Tensor, Term]]] = {}
-    for law, total in zip(laws, totals, strict=True):
-        for term in law.terms if isinstance(law, NeuronLaw) else ():
-            readers.setdefault((term.slices.parameter, term.slices.window), []).append((total, term))
+    readers: dict[tuple[str, tuple[int, int] | None], list[tuple[NeuronLaw, Term]]] = {}
+    sums: dict[NeuronLaw, list[torch.Tensor | None]] = {}
+    for law in laws:
+        if isinstance(law, NeuronLaw):
+            sums[law] = [None] * (1 + len(along))
+            for term in law.terms:
+                readers.setdefault((term.slices.parameter, term.slices.window), []).append((law, term))
     for (name, _), terms in readers.items():
         moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
         pairs = [(term.slices, term.potential) for _, term in terms]
         found = expand(pairs, theta[name], delta.get(name), [v for _, v in moved])
-        for (total, term), lines in zip(terms, found, strict=True):
-            total[[0, *(row for row, _ in moved)]] += term.by_channel(lines)
-    return totals
+        for (law, term), lines in zip(terms, found, strict=True):
+            for row, amount in zip([0, *(row for row, _ in moved)], lines, strict=True):
+                if amount is not None:
+                    so_far, channels = sums[law][row], term.by_channel(amount)
+                    sums[law][row] = channels if so_far is None else so_far + channels
+    return [
+        _stacked(law, sums[law], theta) if isinstance(law, NeuronLaw) else law.expand(theta, delta, along)
+        for law in laws
+    ]
+
+
+def _stacked(law: NeuronLaw, rows: list[torch.Tensor | None], theta: Moves) -> torch.Tensor:
+    zero = theta[law.parameters[0]].first.new_zeros(len(law.names), dtype=torch.float64)
+    return torch.stack([zero if row is None else row for row in rows])
 
 
 def _total(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -52,8 +52,8 @@ class Ledger:
     split", which is found from q when it is asked for.
 
     In float64 the books close to 1e-10 relative. A float32 weight is rounded by up to 2⁻²⁴ of itself at every step, so
-    that after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j); rounding has no preferred
-    sign, and what is seen grows like √T.
+    that after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j), at its largest so far;
+    rounding has no preferred sign, and what is seen grows like √T.
 
     Args:
         model: the model in training.
