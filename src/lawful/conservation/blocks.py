@@ -101,8 +101,7 @@ class _Sums:
         at = Combination(weight.first) if psi.curvature == 0 else weight
         self._feedback = by_block(psi, psi.feedback, at) if along else None
         self._curvature = psi.curvature
-        bends = self.step is not None and psi.curvature is None
-        self._bregman = by_block(psi, psi.bregman, weight, self.step) if bends else None
+        self._bregman = by_block(psi, psi.bregman, weight, step) if step and psi.curvature is None else None
         self._drifts: list[list[torch.Tensor]] = [[] for _ in slices]
         self._rates: list[list[list[torch.Tensor]]] = [[[] for _ in along] for _ in slices]
 

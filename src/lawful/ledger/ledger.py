@@ -226,24 +226,28 @@ class Ledger:
 
     def _copied(self, name: str, p: torch.Tensor) -> torch.Tensor:
         old = self._copy.get(name)
-        return p.detach().clone() if old is None or old.dtype != p.dtype else old.copy_(p)
+        fits = old is not None and (old.dtype, old.device, old.shape) == (p.dtype, p.device, p.shape)
+        return old.copy_(p) if old is not None and fits else p.detach().clone()
 
     @torch.no_grad()
     def _post(self) -> None:
-        if not _was_skipped(self.optimizer):
-            theta, now = moves(self._tracked), moves(self._tracked)
-            if self._retraced:
-                delta = retrace(self.optimizer, self._tracked)
-                theta |= {name: now[name] - step for name, step in delta.items()}
-            else:
-                before = moves(self._copy)
-                delta = {name: now[name] - w for name, w in before.items()}
-                theta |= before
+        skipped = _was_skipped(self.optimizer)
+        if not skipped:
+            theta, delta = self._step_taken()
             self._account(theta, delta)
             self.steps += 1
         self._stepping, self._versions = False, self._version()
-        if self.record_every and self.steps % self.record_every == 0:
+        if not skipped and self.record_every and self.steps % self.record_every == 0:
             self.history.append((self.steps, self.values(), {cause: p.clone() for cause, p in self.parts.items()}))
+
+    def _step_taken(self) -> tuple[Moves, Moves]:
+        """The weights before the step, and the step."""
+        now = moves(self._tracked)
+        if self._retraced:
+            delta = retrace(self.optimizer, self._tracked)
+            return now | {name: now[name] - step for name, step in delta.items()}, delta
+        before = moves(self._copy)
+        return now | before, {name: now[name] - w for name, w in before.items()}
 
     def _account(self, theta: Moves, delta: Moves) -> None:
         splits = self.steps % self.split_every == 0
