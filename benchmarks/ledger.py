@@ -89,6 +89,9 @@ def ratios(model_name: str, rule: str, optimiser: str, rounds: int) -> tuple[flo
 def peak_memory(rule: str, optimiser: str, split_every: int) -> float:
     """Peak resident memory, in MB, of a fresh process that makes a turn of the MLP's steps."""
     torch.set_num_threads(1)
+    model = mlp()[0]
+    lawful.Ledger(model, torch.optim.SGD(model.parameters()))  # what deriving laws imports and needs is not a step's
+    del model
     training(next(iter(MODELS)), rule, optimiser, split_every)()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
