@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lawful.affine import maps
+from lawful.affine.slices import row_blocks
 
 LAYERS = {
     "linear": (lambda i, o, g: nn.Linear(i, o), lambda m: maps.linear("w", tuple(m.weight.shape), "b"), (), -1),
@@ -46,7 +47,13 @@ def test_a_line_is_what_the_output_or_input_channel_depends_on(name, groups, i, 
     by_line = amap.into.sum(layer.weight.detach() * W)
     by_channel = (x.detach() * X).movedim(axis, 0).reshape(groups * i, -1).sum(1)
     torch.testing.assert_close(by_line, by_channel, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(amap.into.square(layer.weight.detach()), amap.into.sum(layer.weight.detach() ** 2))
+    W = layer.weight.detach()
+    for slices in (amap.into, amap.out):  # in blocks of one quantum of rows, and of everything
+        for size in (1, W.numel()):
+            cuts = list(row_blocks([amap.into, amap.out], W.shape, size))
+            for of, reference in ((slices.sum_block, W), (slices.square_block, W * W)):
+                joined = slices.join([of(rows(W), len(W)) for rows in cuts])
+                torch.testing.assert_close(joined, slices.sum(reference), rtol=1e-12, atol=1e-14)
     assert amap.into.lines(layer.weight).shape[0] == amap.into.count
 
 

@@ -142,7 +142,7 @@ def test_followed(name, rule):
 def test_the_value_of_a_law_through_einsum_by_hand():
     model = Raw(attention, q=(5, 2, 4), k=(5, 2, 4), v=(5, 2, 4), o=(2, 4, 3))
     laws = {law.name: law for law in laws_of(model, S.float()).of_kind("neuron")}
-    theta = {n: p.detach() for n, p in model.named_parameters()}
+    theta = {n: p.detach().double() for n, p in model.named_parameters()}
     scores = (theta["q"].square().sum(0) - theta["k"].square().sum(0)).reshape(-1) / 2
     torch.testing.assert_close(laws["q + k"].value(theta), scores)
     values = (theta["v"].square().sum(0) - theta["o"].square().sum(2)).reshape(-1) / 2

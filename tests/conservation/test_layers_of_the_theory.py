@@ -158,7 +158,7 @@ def test_the_affine_part_of_any_norm_at_any_eps_and_all_its_readers(norm, x, eps
 def test_conv1d_of_transformers_by_hand():
     model = hf_conv1d()
     (law,) = laws_of(model, batch(4, 5).float()).of_kind("neuron")
-    theta = {n: p.detach() for n, p in model.named_parameters()}
+    theta = {n: p.detach().double() for n, p in model.named_parameters()}
     expected = theta["0.weight"].square().sum(0) + theta["0.bias"].square() - theta["2.weight"].square().sum(1)
     torch.testing.assert_close(law.value(theta), expected / 2)
     assert law.formula == "½‖0.weight[:, j]‖² + ½‖0.bias[j]‖² − ½‖2.weight[j]‖²"

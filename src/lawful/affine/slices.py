@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 
 import torch
 
@@ -63,11 +64,47 @@ class Slices:
         viewed = self.view(tensor)
         return (viewed.sum(rest) if rest else viewed).reshape(-1)
 
-    def square(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of the squares of each line, (count,), without writing the squares down."""
-        rest = [axis for axis in range(len(self.shape)) if axis not in self.keep]
-        viewed = self.view(tensor)
-        return (torch.linalg.vector_norm(viewed, dim=rest) if rest else viewed).square().reshape(-1)
+    @property
+    def _axis(self) -> int:
+        """The first axis longer than 1: to cut along it is to cut along the rows of the parameter."""
+        return next((axis for axis, size in enumerate(self.shape) if size > 1), 0)
+
+    def quantum(self, rows: int) -> int:
+        """How many rows of the parameter make one index of the first axis; all of them if it does not divide them."""
+        each, rest = divmod(rows, self.shape[self._axis])
+        return rows if rest or not each else each
+
+    def _folded(self, block: torch.Tensor, rows: int) -> tuple[torch.Tensor, list[int]]:
+        """A block of the parameter's rows in the axes of the view, and the axes to sum over."""
+        shape, axis = list(self.shape), self._axis
+        if block.dim() and block.shape[0] < rows:
+            shape[axis] = block.shape[0] // self.quantum(rows)
+        rest = [axis for axis in range(len(shape)) if axis not in self.keep]
+        return block if list(block.shape) == shape else block.reshape(shape), rest
+
+    def sum_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
+        """What a block of the ``rows`` rows adds to each line that it reaches."""
+        block, rest = self._folded(block, rows)
+        return (block.sum(rest) if rest else block).reshape(-1)
+
+    def square_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
+        """What the squares of a block add to each line that it reaches."""
+        if not self.is_contiguous:
+            return self.sum_block(block * block, rows)
+        block, rest = self._folded(block, rows)
+        return torch.linalg.vector_norm(block, dim=rest).square().reshape(-1)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether lines lie in memory one after the other: then their norms are taken without writing squares."""
+        return bool(self.keep) and self.keep == tuple(range(len(self.keep))) and len(self.keep) < len(self.shape)
+
+    def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(count,) in float64 from the sums of all blocks, in order: a block holds whole lines or a part of each."""
+        if len(blocks) == 1:
+            return blocks[0].double()
+        whole = self._axis in self.keep
+        return torch.cat(list(blocks)).double() if whole else torch.stack(list(blocks)).sum(0, dtype=torch.float64)
 
     def lines(self, tensor: torch.Tensor) -> torch.Tensor:
         """The lines as rows, (count, length), of a tensor of the parameter's shape."""
@@ -80,6 +117,37 @@ class Slices:
         if self.window is None or other.window is None:
             return True
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows [start, stop) of a parameter."""
+
+    start: int
+    stop: int
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """These rows of a tensor of the parameter's shape; half precision becomes float32."""
+        block = tensor[self.start : self.stop] if tensor.dim() else tensor
+        return block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
+
+
+def row_count(slices: Slices, shape: torch.Size) -> int:
+    """How many rows the slices look at, of a parameter of this shape."""
+    window = (0, shape[0] if shape else 1) if slices.window is None else slices.window
+    return window[1] - window[0]
+
+
+def row_blocks(together: Sequence[Slices], shape: torch.Size, size: int) -> Iterator[Rows]:
+    """The rows that slices of one window look at, if any do, in blocks of about ``size`` elements that suit all."""
+    if not together:
+        return
+    start = 0 if together[0].window is None else together[0].window[0]
+    rows = row_count(together[0], shape)
+    quantum = lcm(*(slices.quantum(rows) for slices in together))
+    length = max(1, size // (max(1, shape[1:].numel()) * quantum)) * quantum
+    for first in range(0, rows, length):
+        yield Rows(start + first, start + min(rows, first + length))
 
 
 def vector(parameter: str, size: int, window: tuple[int, int] | None = None, part: str = "") -> Slices:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import nn
 
+from lawful.conservation.combination import Moves, Tensors
 from lawful.conservation.potential import Potential
-
-Tensors: TypeAlias = Mapping[str, torch.Tensor]
-"""Parameters, or a step of them, by dotted name."""
 
 
 class Law(abc.ABC):
@@ -56,6 +53,19 @@ class Law(abc.ABC):
         moved = {p: theta[p] + delta[p] for p in self.parameters}
         return self.value(moved) - self.value(theta) - self.rate(theta, delta)
 
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """A step to second order: row 0 is the drift of Δ, then one row for the rate along each of ``along``.
+
+        Laws that are sums over elements override it by one that never writes a whole step down.
+        """
+        weights = {p: theta[p].whole() for p in self.parameters}
+
+        def written(v: Moves) -> dict[str, torch.Tensor]:
+            return {p: v[p].whole() if p in v else torch.zeros_like(w) for p, w in weights.items()}
+
+        rows = [self.drift(weights, written(delta)), *(self.rate(weights, written(v)) for v in along)]
+        return torch.stack([row.reshape(-1).double() for row in rows])
+
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """What a violation is relative to: the rate with every product in it counted by its absolute value."""
         return self.rate(theta, v).abs()
@@ -85,6 +95,10 @@ class LayerLaw(Law):
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Σ_j of the drifts."""
         return self.law.drift(theta, delta).sum().reshape(1)
+
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """Σ_j of the rows."""
+        return self.law.expand(theta, delta, along).sum(1, keepdim=True)
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """Σ_j of the magnitudes."""

@@ -26,7 +26,7 @@ from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.range import range_laws
-from lawful.conservation.readout import Readout, ReadoutGram, ReadoutTerm, direct_attachment, readout_name
+from lawful.conservation.readout import Readout, ReadoutGram, ReadoutLaw, ReadoutTerm, direct_attachment, readout_name
 from lawful.conservation.scale import ScaleLaw
 from lawful.conservation.symmetry import shift_laws
 from lawful.conservation.taps import watched
@@ -326,21 +326,23 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
         return
     sign = 1 if written[0][1] > 0 else -1
     size = len(relation.groups)
-    terms, own = [], [_psi(block, potential) for block, _, _, _ in real]
+    terms, readouts, own = [], [], [_psi(block, potential) for block, _, _, _ in real]
     to = "".join(f" → tap {psi.key}" for psi in own if isinstance(psi, Readout))
     name, channels = _site([part[0] for part in written]) + to, written[0][3]
     for (block, c, channel, members), psi in zip(real, own, strict=True):
         place = _placed(channel, members)
         if isinstance(psi, Readout):
-            terms.append(ReadoutTerm(block.slices, psi, float(c) * sign, place, size))
+            readouts.append(ReadoutTerm(block.slices, psi, float(c) * sign, place, size))
         else:
             terms.append(Term(block.slices, psi, float(c) * sign, place, size))
     source = _DU if all(psi is SQUARE for psi in own) else _SEED
     names = [f"{name} · neuron {j}" for j in channels.tolist()]
     if unseen:
-        yield ScaleLaw(name, terms, source, names, eps=max(unseen), summed=False)
+        if not readouts:
+            yield ScaleLaw(name, terms, source, names, eps=max(unseen), summed=False)
         return
-    yield NeuronLaw(name, terms, source, names)
+    law = NeuronLaw(name, terms, source, names)
+    yield ReadoutLaw(law, readouts) if readouts else law
     linear = relation.groups[relation.groups != NOT_LINEAR]
     if any(abs(c) != 1 for _, c, _, _ in real) or len(np.unique(linear)) == len(linear):
         return

@@ -33,7 +33,7 @@ class GramTerm:
         self.coefficient, self.index = coefficient, index
 
     def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.slices.lines(tensor)[self.index.to(tensor.device)].flatten(2)
+        return self.slices.lines(tensor).double()[self.index.to(tensor.device)].flatten(2)
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """Coefficient · M(W), (groups, channels, channels)."""

@@ -8,7 +8,9 @@ import torch
 
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
-from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.blocks import expand, line_sums
+from lawful.conservation.combination import Moves, moves
+from lawful.conservation.potential import SQUARE, Cut, Potential
 
 
 class Term:
@@ -31,38 +33,32 @@ class Term:
         regular = block and bool((channel == torch.arange(size).repeat_interleave(block)).all())
         self._block = block if regular else 0
 
-    def _gather(self, element: torch.Tensor) -> torch.Tensor:
-        return self._by_channel(self.slices.sum(element))
-
-    def _by_channel(self, lines: torch.Tensor) -> torch.Tensor:
+    def by_channel(self, lines: torch.Tensor) -> torch.Tensor:
+        """Coefficient · (…, channels) in float64, from what every line sums to."""
+        lines = lines.double()
         if self._block:
-            channels = lines if self._block == 1 else lines.reshape(self.size, self._block).sum(1)
+            channels = lines if self._block == 1 else lines.unflatten(-1, (self.size, self._block)).sum(-1)
         else:
-            channel = self.channel.to(lines.device)
-            channels = lines.new_zeros(self.size + 1).index_add(0, channel % (self.size + 1), lines)[: self.size]
+            place = self.channel.to(lines.device) % (self.size + 1)
+            channels = lines.new_zeros(*lines.shape[:-1], self.size + 1).index_add(-1, place, lines)[..., : self.size]
         return channels if self.coefficient == 1 else self.coefficient * channels
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """Coefficient · Ψ_j(W)."""
-        return self._gather(self.potential.value(theta[self.slices.parameter]))
 
-    def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
-        """Coefficient · ⟨B, V⟩_j."""
-        return self._gather(self.potential.feedback(theta[self.slices.parameter]) * v[self.slices.parameter])
+        def psi(weight: torch.Tensor, cut: Cut = lambda x: x) -> torch.Tensor:
+            return self.potential.value(weight.double(), cut)
+
+        return self.by_channel(line_sums((self.slices, self.potential), psi, theta[self.slices.parameter]))
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """|coefficient| · ⟨|B|, |V|⟩_j."""
-        name = self.slices.parameter
-        return self._gather((self.potential.feedback(theta[name]) * v[name]).abs()).abs()
 
-    def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
-        """Coefficient · D_Ψ(W + Δ, W)_j."""
-        step, curvature = delta[self.slices.parameter], self.potential.curvature
-        if curvature == 0:
-            return step.new_zeros(self.size)
-        if curvature == 1:
-            return self._by_channel(self.slices.square(step)) / 2
-        return self._gather(self.potential.bregman(theta[self.slices.parameter], step))
+        def product(weight: torch.Tensor, step: torch.Tensor, cut: Cut = lambda x: x) -> torch.Tensor:
+            return (self.potential.feedback(weight, cut) * step).abs()
+
+        name = self.slices.parameter
+        return self.by_channel(line_sums((self.slices, self.potential), product, theta[name], v[name])).abs()
 
     @property
     def text(self) -> str:
@@ -121,20 +117,53 @@ class NeuronLaw(Law):
         self.formula = sum_text(primed([term.text for term in terms]))
 
     def value(self, theta: Tensors) -> torch.Tensor:
-        """q_j, (channels,)."""
+        """q_j, (channels,), float64."""
         return _total([term.value(theta) for term in self.terms])
 
     def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """⟨W_p, V_p⟩_j + b_j v_j − k⟨B_c, V_c⟩_j: needs B only, so it exists for rules without a potential."""
-        return _total([term.rate(theta, v) for term in self.terms])
+        return self.expand(moves(theta), {}, [moves(v)])[1]
 
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """½‖Δ_p‖²_j − k·D_Ψ(W_c + Δ_c, W_c)_j."""
-        return _total([term.drift(theta, delta) for term in self.terms])
+        return self.expand(moves(theta), moves(delta), [])[0]
+
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """Drift and rates, (1 + directions, channels), every parameter read a block at a time."""
+        return expand_together([self], theta, delta, along)[0]
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """⟨|W_p|, |V_p|⟩_j + … : every product of the rate counted with its absolute value."""
         return _total([term.magnitude(theta, v) for term in self.terms])
+
+
+def expand_together(laws: Sequence[Law], theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
+    """:meth:`Law.expand` of several laws, with one pass over each parameter for all neuron laws that read it."""
+    readers: dict[tuple[str, tuple[int, int] | None], list[tuple[NeuronLaw, Term]]] = {}
+    sums: dict[NeuronLaw, list[torch.Tensor | None]] = {}
+    for law in laws:
+        if isinstance(law, NeuronLaw):
+            sums[law] = [None] * (1 + len(along))
+            for term in law.terms:
+                readers.setdefault((term.slices.parameter, term.slices.window), []).append((law, term))
+    for (name, _), terms in readers.items():
+        moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
+        pairs = [(term.slices, term.potential) for _, term in terms]
+        found = expand(pairs, theta[name], delta.get(name), [v for _, v in moved])
+        for (law, term), lines in zip(terms, found, strict=True):
+            for row, amount in zip([0, *(row for row, _ in moved)], lines, strict=True):
+                if amount is not None:
+                    so_far, channels = sums[law][row], term.by_channel(amount)
+                    sums[law][row] = channels if so_far is None else so_far + channels
+    return [
+        _stacked(law, sums[law], theta) if isinstance(law, NeuronLaw) else law.expand(theta, delta, along)
+        for law in laws
+    ]
+
+
+def _stacked(law: NeuronLaw, rows: list[torch.Tensor | None], theta: Moves) -> torch.Tensor:
+    zero = theta[law.parameters[0]].first.new_zeros(len(law.names), dtype=torch.float64)
+    return torch.stack([zero if row is None else row for row in rows])
 
 
 def _total(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -11,15 +11,39 @@ from lawful.errors import NoLawError
 from lawful.rules.backprop import Backprop
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
+from lawful.rules.fixed_magnitude_sign_symmetry import FixedMagnitudeSignSymmetry
 from lawful.rules.kolen_pollack import KolenPollack
+from lawful.rules.low_rank_feedback import LowRankFeedback
+from lawful.rules.rho_aligned_feedback import RhoAlignedFeedback
+from lawful.rules.sparse_feedback import SparseFeedback
+from lawful.rules.uniform_sign_symmetry import UniformSignSymmetry
 from lawful.types import State
 
-CURVATURE: Final[dict[type[Rule], int]] = {Backprop: 1, FeedbackAlignment: 0, KolenPollack: 1}
+CURVATURE: Final[dict[type[Rule], int]] = {
+    Backprop: 1,
+    FeedbackAlignment: 0,
+    KolenPollack: 1,
+    LowRankFeedback: 0,
+    RhoAlignedFeedback: 0,
+    SparseFeedback: 0,
+}
 """Rules with a quadratic potential: D_Ψ(W + Δ, W) = ½ · curvature · Δ². A test holds these against :func:`bregman`."""
+
+ELEMENTWISE: Final = frozenset({*CURVATURE, FixedMagnitudeSignSymmetry, UniformSignSymmetry})
+"""Rules whose B and Ψ at an element depend on that element and its state alone, so that a piece of W will do. Only
+known rules: a potential is a sum over elements, but its coefficients may depend on the whole of W."""
 
 
 def _stateless() -> State:
     return {}
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+Cut = Callable[[torch.Tensor], torch.Tensor]
+"""From a tensor of the parameter's shape to the piece of it that is looked at."""
 
 
 class Potential:
@@ -34,12 +58,13 @@ class Potential:
         self.rule = rule
         self.state = state
 
-    def _state(self, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        return {key: t.to(weight) if t.is_floating_point() else t for key, t in self.state().items()}
+    def _state(self, weight: torch.Tensor, cut: Cut = _whole) -> Mapping[str, torch.Tensor]:
+        pieces = {key: cut(t) if t.dim() else t for key, t in self.state().items()}
+        return {key: t.to(weight) if t.is_floating_point() else t for key, t in pieces.items()}
 
-    def value(self, weight: torch.Tensor) -> torch.Tensor:
-        """Ψ per element."""
-        psi = self.rule.potential(weight, self._state(weight))
+    def value(self, weight: torch.Tensor, cut: Cut = _whole) -> torch.Tensor:
+        """Ψ per element of a weight, or of the piece of it that ``cut`` cuts."""
+        psi = self.rule.potential(weight, self._state(weight, cut))
         if psi is None:
             raise NoLawError(f"{self.rule!r} has no feedback potential, so q is not defined; its rate is")
         return psi
@@ -61,14 +86,19 @@ class Potential:
         """Whether errors travel as δB with a B that training leaves alone."""
         return self.linear and not self.rule.learns and self.slope(weight) == 0
 
-    def feedback(self, weight: torch.Tensor) -> torch.Tensor:
-        """B."""
-        return self.rule.feedback(weight, self._state(weight))
+    def feedback(self, weight: torch.Tensor, cut: Cut = _whole) -> torch.Tensor:
+        """B, or a piece of it."""
+        return self.rule.feedback(weight, self._state(weight, cut))
 
-    def bregman(self, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    def bregman(self, weight: torch.Tensor, delta: torch.Tensor, cut: Cut = _whole) -> torch.Tensor:
         """D_Ψ(W + Δ, W) = Ψ(W + Δ) − Ψ(W) − ⟨B, Δ⟩ per element, without cancellation."""
         curvature = self.curvature
-        return bregman(self, weight, delta) if curvature is None else curvature * delta * delta / 2
+        return bregman(self, weight, delta, cut) if curvature is None else curvature * delta * delta / 2
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether a piece of B needs only that piece of W."""
+        return type(self.rule) in ELEMENTWISE
 
     @property
     def curvature(self) -> int | None:
@@ -90,15 +120,15 @@ class Potential:
         return 1 if bool(((jump - step).abs() <= tolerance).all()) else None
 
 
-def bregman(potential: Potential, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def bregman(potential: Potential, weight: torch.Tensor, delta: torch.Tensor, cut: Cut = _whole) -> torch.Tensor:
     """D_Ψ for any potential: the trapezoid ½ΔB·Δ where it is exact (Ψ quadratic along the step), else the definition.
 
     Where the two agree to rounding, the trapezoid is the more accurate number.
     """
     moved = weight + delta
-    before, after = potential.value(weight), potential.value(moved)
-    feedback = potential.feedback(weight)
-    trapezoid = (potential.feedback(moved) - feedback) * delta / 2
+    before, after = potential.value(weight, cut), potential.value(moved, cut)
+    feedback = potential.feedback(weight, cut)
+    trapezoid = (potential.feedback(moved, cut) - feedback) * delta / 2
     direct = after - before - feedback * delta
     rounding = 8 * torch.finfo(weight.dtype).eps * (after.abs() + before.abs() + (feedback * delta).abs())
     return torch.where((direct - trapezoid).abs() <= rounding, trapezoid, direct)

@@ -10,7 +10,7 @@ but the identity tests the backward pass of any direct rule, s and a being known
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import nn
 from lawful.affine.slices import Slices
 from lawful.attachment.attachment import attachment_of
 from lawful.attachment.direct import DirectAttachment
-from lawful.conservation.base import Tensors
+from lawful.conservation.base import Law, Tensors
+from lawful.conservation.neuron import NeuronLaw
 from lawful.conservation.potential import Potential
 from lawful.conservation.taps import Cut, watched
 from lawful.errors import AttachmentError, NoLawError
@@ -87,20 +88,12 @@ class ReadoutTerm:
         self.slices, self.potential, self.coefficient = slices, potential, coefficient
         self.channel, self.size = channel, size
 
-    def value(self, theta: Tensors) -> torch.Tensor:
-        """Not known."""
-        raise NoLawError(_NO_VALUE)
-
-    def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
-        """⟨V, D⟩ is linear."""
-        raise NoLawError(_NO_VALUE)
-
-    def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
+    def rate(self, v: Tensors) -> torch.Tensor:
         """−k Σ_n s_j a_j."""
         signal, activation = v[self.slices.parameter]
         return self.coefficient * self._by_channel(signal * activation)
 
-    def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
+    def magnitude(self, v: Tensors) -> torch.Tensor:
         """K Σ_n |s_j| |a_j|."""
         signal, activation = v[self.slices.parameter]
         return abs(self.coefficient) * self._by_channel((signal * activation).abs())
@@ -113,6 +106,36 @@ class ReadoutTerm:
     def text(self) -> str:
         """The term in print, with its sign."""
         return _text(self.slices, self.coefficient, "⟨V[:, j], D[:, j]⟩")
+
+
+class ReadoutLaw(Law):
+    """The identity of a site behind taps: the terms of the model's own weights, ``real``, and the readouts'.
+
+    Args:
+        real: a law of those weights alone, which it would be if nothing were tapped.
+        readouts: what balances them.
+    """
+
+    kind = "neuron"
+
+    def __init__(self, real: NeuronLaw, readouts: Sequence[ReadoutTerm]) -> None:
+        self._real, self._readouts = real, tuple(readouts)
+        self.name, self.source, self.names, self.note = real.name, real.source, real.names, real.note
+        self.parameters = (*real.parameters, *(term.slices.parameter for term in readouts))
+        self.potentials = (*real.potentials, *(term.potential for term in readouts))
+        self.formula = " ".join([real.formula, *(term.text for term in readouts)])
+
+    def value(self, theta: Tensors) -> torch.Tensor:
+        """Not known."""
+        raise NoLawError(_NO_VALUE)
+
+    def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
+        """⟨W_p, V_p⟩_j + b_j v_j − k Σ_n s_j a_j."""
+        return sum((term.rate(v) for term in self._readouts), self._real.rate(theta, v))
+
+    def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
+        """Every product of the rate counted with its absolute value."""
+        return sum((term.magnitude(v) for term in self._readouts), self._real.magnitude(theta, v))
 
 
 class ReadoutGram:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
+from lawful.conservation.combination import Moves
 
 
 class ShiftLaw(Law):
@@ -32,6 +35,7 @@ class ShiftLaw(Law):
         self.parameters = (slices.parameter,)
         part = np.zeros(slices.count, dtype=np.int64) if part is None else part
         self._part, self._parts = torch.from_numpy(part), int(part.max()) + 1
+        self._whole = not part.any()
         labels, each = self._labels(part)
         self.formula = slices.text if each else f"Σ_j {slices.text}" + (" per group" if self._parts > 1 else "")
         length = torch.Size(slices.shape).numel() // slices.count
@@ -44,22 +48,30 @@ class ShiftLaw(Law):
 
     def _of(self, tensor: torch.Tensor) -> torch.Tensor:
         lines, part = self.slices.lines(tensor), self._part.to(tensor.device)
-        return lines.new_zeros(self._parts + 1, lines.shape[1]).index_add(0, part % (self._parts + 1), lines)[
-            : self._parts
-        ]
+        if self._whole:
+            return lines.sum(0, dtype=torch.float64)
+        lines = lines.double()
+        sums = lines.new_zeros(self._parts + 1, lines.shape[1]).index_add(0, part % (self._parts + 1), lines)
+        return sums[: self._parts].reshape(-1)
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """The sums of lines, (parts · length of a line,)."""
-        return self._of(theta[self.slices.parameter]).reshape(-1)
+        return self._of(theta[self.slices.parameter])
 
     def rate(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """The same of the velocity."""
-        return self._of(v[self.slices.parameter]).reshape(-1)
+        return self._of(v[self.slices.parameter])
 
     def drift(self, theta: Tensors, delta: Tensors) -> torch.Tensor:
         """Zero: the law is linear."""
-        return torch.zeros_like(self._of(delta[self.slices.parameter]).reshape(-1))
+        return torch.zeros_like(self._of(delta[self.slices.parameter]))
+
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
+        """No drift, and the sums of every direction."""
+        name = self.slices.parameter
+        zero = torch.zeros_like(self._of(theta[name].first))
+        return torch.stack([zero, *(v[name].apply(self._of) if name in v else zero for v in along)])
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """Sums of the absolute velocities."""
-        return self._of(v[self.slices.parameter].abs()).reshape(-1)
+        return self._of(v[self.slices.parameter].abs())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch.optim import SGD, Adam, AdamW
-from torch.optim.optimizer import Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, RMSprop
+from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
+
+from lawful.conservation.combination import Combination, Moves
 
 RULE: Final = "rule"
 DECAY: Final = "weight decay"
@@ -15,113 +18,149 @@ MOMENTUM: Final = "momentum"
 PRECONDITIONING: Final = "preconditioning"
 UNSPLIT: Final = "optimiser (unsplit)"
 
-Step = dict[str, torch.Tensor]
-"""Cause -> its part of one parameter's step; they add up to the step."""
-
-Tensors = Mapping[str, torch.Tensor]
-
-
-def _sgd(
-    group: dict[str, Any], state: dict[str, Any], weight: torch.Tensor, g: torch.Tensor, delta: torch.Tensor
-) -> Step:
-    parts = _first(group, weight, g)
-    if group["momentum"]:
-        parts[MOMENTUM] = delta - _total(parts)
-    return parts
+Group = Mapping[str, Any]
+State = Mapping[str, Any]
+Parts = tuple[dict[str, Combination], str]
+"""Cause -> its part of one parameter's step, and the cause of all the rest ("" where nothing is left)."""
 
 
-def _adam(
-    group: dict[str, Any], state: dict[str, Any], weight: torch.Tensor, g: torch.Tensor, delta: torch.Tensor
-) -> Step:
-    parts = _first(group, weight, g)
-    lr, beta = float(group["lr"]), float(group["betas"][0])
-    mean = state["exp_avg"].to(g) / (1 - beta ** float(state["step"]))
-    coupled = 0.0 if group.get("decoupled_weight_decay") else group["weight_decay"]
-    parts[MOMENTUM] = -lr * (mean - g - coupled * weight)
-    parts[PRECONDITIONING] = delta - _total(parts)
-    return parts
+def _sgd(group: Group, state: State, weight: Combination, g: Combination) -> Parts:
+    return _first(group, weight, g), MOMENTUM if group["momentum"] else ""
 
 
-def _diagonal(
-    group: dict[str, Any], state: dict[str, Any], weight: torch.Tensor, g: torch.Tensor, delta: torch.Tensor
-) -> Step:
-    parts = _first(group, weight, g)
-    parts[PRECONDITIONING] = delta - _total(parts)
-    return parts
+def _adam(group: Group, state: State, weight: Combination, g: Combination) -> Parts:
+    return _adaptive(group, state, weight, g, 0.0 if group.get("decoupled_weight_decay") else group["weight_decay"])
 
 
-def _other(
-    group: dict[str, Any], state: dict[str, Any], weight: torch.Tensor, g: torch.Tensor, delta: torch.Tensor
-) -> Step:
-    rule = -float(group.get("lr", 1.0)) * g
-    return {RULE: rule, UNSPLIT: delta - rule}
+def _adamw(group: Group, state: State, weight: Combination, g: Combination) -> Parts:
+    return _adaptive(group, state, weight, g, 0.0)
 
 
-def _first(group: dict[str, Any], weight: torch.Tensor, g: torch.Tensor) -> Step:
-    lr, decay = float(group["lr"]), group.get("weight_decay", 0)
-    parts = {RULE: -lr * g}
-    if decay:
-        parts[DECAY] = -lr * decay * weight
-    return parts
+def _adaptive(group: Group, state: State, weight: Combination, g: Combination, coupled: float) -> Parts:
+    """m̂ averages g + λW where the decay is coupled."""
+    correction = 1 - float(group["betas"][0]) ** float(state["step"])
+    mean = (1 / correction) * Combination(state["exp_avg"])
+    momentum = -float(group["lr"]) * (mean - g - coupled * weight)
+    return {**_first(group, weight, g), MOMENTUM: momentum}, PRECONDITIONING
 
 
-def _total(parts: Step) -> torch.Tensor:
-    total = torch.zeros_like(next(iter(parts.values())))
-    for part in parts.values():
-        total = total + part
-    return total
+def _diagonal(group: Group, state: State, weight: Combination, g: Combination) -> Parts:
+    return _first(group, weight, g), PRECONDITIONING
 
 
-SPLITS: Final[
-    dict[type[Optimizer], Callable[[dict[str, Any], dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor], Step]]
-] = {
+def _other(group: Group, state: State, weight: Combination, g: Combination) -> Parts:
+    return {RULE: -float(group.get("lr", 1.0)) * g}, UNSPLIT
+
+
+def _searching(group: Group, state: State, weight: Combination, g: Combination) -> Parts:
+    """Its last gradient was not taken at the weights before the step."""
+    return {}, UNSPLIT
+
+
+def _first(group: Group, weight: Combination, g: Combination) -> dict[str, Combination]:
+    lr, decay = float(group["lr"]), float(group.get("weight_decay", 0))
+    return {RULE: -lr * g} | ({DECAY: -lr * decay * weight} if decay else {})
+
+
+SPLITS: Final[dict[type[Optimizer], Callable[[Group, State, Combination, Combination], Parts]]] = {
     SGD: _sgd,
     Adam: _adam,
-    AdamW: _adam,
-    torch.optim.RMSprop: _diagonal,
-    torch.optim.Adagrad: _diagonal,
+    AdamW: _adamw,
+    RMSprop: _diagonal,
+    Adagrad: _diagonal,
+    LBFGS: _searching,
 }
-"""Optimiser -> how its step is split; any other is "optimiser (unsplit)"."""
+"""Optimiser -> how its step is split; of any other only −lr·g is known, and the rest is "optimiser (unsplit)"."""
 
 
-def directions(
-    optimizer: Optimizer, parameters: Tensors, before: Tensors, delta: Tensors
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, float]]:
-    """The step just taken, by cause and parameter, and the learning rate of every parameter that took one.
+@dataclass
+class Split:
+    """One step by cause.
+
+    Attributes:
+        parts: cause -> its part of the step, by parameter.
+        rest: the cause of what the parts leave of the step; "" if that is nothing.
+        lrs: the learning rate of every parameter that took a step.
+    """
+
+    parts: dict[str, dict[str, Combination]] = field(default_factory=dict)
+    rest: str = ""
+    lrs: dict[str, float] = field(default_factory=dict)
+
+
+def _members(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> Iterator[tuple[dict, torch.Tensor, str]]:
+    """(group, parameter, dotted name) of the optimiser's tracked parameters; a shared one has several names."""
+    names: dict[int, list[str]] = {}
+    for name, p in tracked.items():
+        names.setdefault(id(p), []).append(name)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name in names.get(id(p), ()):
+                yield group, p, name
+
+
+def owned(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tracked parameters that the optimiser may move."""
+    return {name: p for _, p, name in _members(optimizer, tracked) if p.requires_grad}
+
+
+def split_step(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor], before: Moves) -> Split:
+    """The step just taken, by cause.
 
     Args:
         optimizer: its state is that after the step, and its gradients are still in place.
-        parameters: the parameters themselves, by dotted name.
+        tracked: the parameters themselves, by dotted name.
         before: their values before the step.
-        delta: their total change.
     """
-    split = SPLITS.get(type(optimizer), _other)
-    names = {id(p): name for name, p in parameters.items()}
-    steps: dict[str, dict[str, torch.Tensor]] = {RULE: {}}
-    lrs: dict[str, float] = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            name = names.get(id(p))
-            if name is None or p.grad is None:
-                continue
-            g = p.grad.detach()
-            g = -g if group.get("maximize") else g
-            lrs[name] = float(group.get("lr", 1.0))
-            for cause, part in split(group, optimizer.state[p], before[name], g, delta[name]).items():
-                steps.setdefault(cause, {})[name] = part
-    return steps, lrs
+    parts_of = SPLITS.get(type(optimizer), _other)
+    split = Split({} if parts_of is _searching else {RULE: {}})
+    for group, p, name in _members(optimizer, tracked):
+        if p.grad is None:
+            continue
+        split.lrs[name] = float(group.get("lr", 1.0))
+        parts, rest = parts_of(group, optimizer.state[p], before[name], gradient(optimizer, group, p))
+        for cause, part in parts.items():
+            if part:
+                split.parts.setdefault(cause, {})[name] = part
+        split.rest = split.rest or rest
+    return split
 
 
-def plain_steps(optimizer: Optimizer, parameters: Tensors) -> dict[str, torch.Tensor] | None:
-    """−lr·g for plain SGD, whose step is known beforehand; None for anything else."""
-    if type(optimizer) is not SGD or any(
-        group["momentum"] or group["weight_decay"] or group["maximize"] for group in optimizer.param_groups
-    ):
-        return None
-    lrs = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-    if any(id(p) in lrs and p.grad is None and p.requires_grad for p in parameters.values()):
-        return None  # a closure will fill it
-    return {
-        name: torch.zeros_like(p) if p.grad is None or id(p) not in lrs else p.grad * -lrs[id(p)]
-        for name, p in parameters.items()
-    }
+def gradient(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
+    """What the step took for the gradient: −grad where it maximises."""
+    assert p.grad is not None
+    g = Combination(p.grad.to_dense() if p.grad.is_sparse else p.grad)
+    if type(optimizer) is SGD and group["nesterov"] and not (group["maximize"] or group["weight_decay"]):
+        foreach, fused = group["foreach"], group["fused"]
+        if foreach is None and not fused:
+            foreach = _default_to_fused_or_foreach(group["params"], group["differentiable"])[1]
+        if foreach:  # torch adds the momentum to the gradients in place
+            g = g - group["momentum"] * Combination(optimizer.state[p]["momentum_buffer"])
+    return -1.0 * g if group.get("maximize") else g
+
+
+def is_retraceable(optimizer: Optimizer) -> bool:
+    """Whether :func:`retrace` knows the step: SGD, unless lr·λ = 1, where W is forgotten."""
+    return type(optimizer) is SGD and all(float(g["lr"]) * g["weight_decay"] != 1 for g in optimizer.param_groups)
+
+
+def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[str, Combination]:
+    """The step that SGD has just taken, from what it leaves behind, so that no copy of W is needed.
+
+    Δ = −lr·u with the momentum buffer u; without one, or by Nesterov, Δ = −lr(g + λW + μu), which in terms of W + Δ is
+    −lr/(1 − lrλ) · (g + λ(W + Δ) + μu).
+    """
+    steps: dict[str, Combination] = {}
+    for group, p, name in _members(optimizer, tracked):
+        if p.grad is None:
+            continue
+        lr, decay, momentum = float(group["lr"]), float(group["weight_decay"]), float(group["momentum"])
+        buffer = Combination(optimizer.state[p]["momentum_buffer"]) if momentum else Combination()
+        if momentum and not group["nesterov"]:
+            step = -lr * buffer
+        else:
+            force = gradient(optimizer, group, p) + momentum * buffer + decay * Combination(p)
+            step = -lr / (1 - lr * decay) * force
+        if step:
+            steps[name] = step
+    return steps

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from lawful.conservation.base import LawSet
+from lawful.conservation.base import Law, LawSet
+from lawful.conservation.combination import Moves, moves
 from lawful.conservation.derive import laws_of
+from lawful.conservation.neuron import expand_together
 from lawful.errors import SettingError
-from lawful.ledger.causes import DECAY, RULE, directions, plain_steps
+from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
 
 FINITE: Final = "finite step"
 BETWEEN: Final = "between steps"
@@ -44,15 +46,28 @@ class Ledger:
     step size; the first is linear in Δ and is booked under "rule" (−lr·g: zero when the law and the backward pass are
     right), "weight decay" (−lr·λW), "momentum" (−lr(m̂ − g)), "preconditioning" (the rest).
 
+    A step costs a few passes over the tracked weights, a block of rows at a time. For SGD of every kind nothing is
+    copied; other optimisers need one copy of the tracked weights. The cheapest books are those of
+    ``split_every=10**9``: the finite step at every step, exactly, and all first-order change together under "not
+    split", which is found from q when it is asked for.
+
+    In float64 the books close to 1e-10 relative. A float32 weight is rounded by up to 2⁻²⁴ of itself at every step, so
+    that after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j), at its largest so far;
+    rounding has no preferred sign, and what is seen grows like √T.
+
     Args:
         model: the model in training.
         optimizer: its optimiser. What else moves q (another optimiser, feedback that learns, a projection, an edit)
             is booked as "between steps".
         laws: what to follow; by default every law of ``laws_of(model, args)`` but the matrices.
         args: example inputs for ``laws_of``.
-        split_every: split the first-order change only at every n-th step, and book that of the others as "not
-            split"; the finite-step part is exact at every step.
+        split_every: split the first-order change only at every n-th step, and book that of the others as "not split"
+            (together with what happens between steps); the finite-step part is exact at every step.
         record_every: keep q and the parts in ``history`` every so many steps (0: never).
+
+    Raises:
+        SettingError: a negative interval; laws of complex parameters, or none of whose parameters the optimiser holds;
+            on entering, a ledger that is in use.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -85,15 +100,29 @@ class Ledger:
         names = {name for law in self.laws for name in law.parameters}
         everything = dict(model.named_parameters(remove_duplicate=False))
         self._tracked = {name: everything[name] for name in everything if name in names}
+        self._check()
         self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
         self._handles: list[Any] = []
+        self._copy: dict[str, torch.Tensor] = {}
+        self._open_books()
+
+    def _check(self) -> None:
+        for name, p in self._tracked.items():
+            if p.is_complex():
+                raise SettingError(f"Ledger: {name} is complex ({p.dtype}); laws are stated for real parameters")
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if self._tracked and not any(id(p) in held for p in self._tracked.values()):
+            raise SettingError(
+                f"Ledger: the optimizer holds none of the parameters that the laws read ({', '.join(self._tracked)}); "
+                "expected the optimizer of this model, made after the model was moved or copied"
+            )
+
+    def _open_books(self) -> None:
         self.steps = 0
         self.history: list[tuple[int, torch.Tensor, dict[str, torch.Tensor]]] = []
-        self.parts: dict[str, torch.Tensor] = {}
-        self.start = self.values()
-        self._unsplit = False
-        self._before: dict[str, torch.Tensor] | None = None
-        self._versions = self._version()
+        self._parts: dict[str, torch.Tensor] = {}
+        self._unsplit = self._edited = self._stepping = False
+        self.start, self._versions = self.values(), self._version()
 
     # -- the numbers -----------------------------------------------------------------------------------------------
 
@@ -104,8 +133,16 @@ class Ledger:
 
     def values(self) -> torch.Tensor:
         """Q now, float64."""
-        theta = {name: t.double() for name, t in self._theta().items()}
-        return self._each(lambda law: law.value(theta))
+        theta = {name: p.detach() for name, p in self._tracked.items()}
+        with torch.no_grad():
+            found = [law.value(theta).reshape(-1).double() for law in self.laws]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Cause -> what it has added to q."""
+        self._settle()
+        return self._parts
 
     @property
     def scale(self) -> torch.Tensor:
@@ -118,18 +155,31 @@ class Ledger:
     @property
     def residual(self) -> torch.Tensor:
         """|q − q₀ − Σ parts| relative: whether the books close."""
-        self._settle()
-        return _relative(self._open(), self.scale)
+        scale = self.scale
+        return self._relative(self._open(), scale)
 
     @property
     def violation(self) -> torch.Tensor:
         """The rule's own part, relative: zero when the law holds and the backward pass is what it claims to be."""
-        return _relative(self.parts.get(RULE, torch.zeros_like(self.start)), self.scale)
+        return self._relative(self.parts.get(RULE, torch.zeros_like(self.start)), self.scale)
+
+    def _relative(self, amount: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Amount / scale; zero for a law that is zero, and stays so, to the rounding of its own terms."""
+        return torch.where((amount == 0) | (scale <= self._rounding()), 0.0, amount.abs() / scale)
+
+    def _rounding(self) -> torch.Tensor:
+        """(steps + 1) · eps · Σ|terms| of every law: a sum such as Σ_j b_j is no smaller than its summands allow."""
+        theta = {name: p.detach() for name, p in self._tracked.items()}
+        with torch.no_grad():
+            sizes = [
+                torch.finfo(theta[law.parameters[0]].dtype).eps * law.magnitude(theta, theta).reshape(-1).double()
+                for law in self.laws
+            ]
+        return (self.steps + 1) * torch.cat(sizes) if sizes else torch.zeros_like(self.start)
 
     @property
     def table(self) -> list[Row]:
         """Per law, summed over its channels."""
-        self._settle()
         now, residual = self.values(), self.residual
         rows, at = [], 0
         for law in self.laws:
@@ -141,6 +191,9 @@ class Ledger:
         return rows
 
     def __repr__(self) -> str:
+        if not len(self.laws):
+            reasons = (f"no law  {site}: {why}" for site, why in self.laws.reasons.items())
+            return "\n".join(["no laws to follow", *reasons])
         causes = [cause for cause in self._order() if cause in self.parts]
         lines = ["  ".join(f"{title:>22}" for title in ("law", "q(0)", "q", *causes, "residual"))]
         for row in self.table:
@@ -151,11 +204,27 @@ class Ledger:
     def _order(self) -> list[str]:
         return [*_CAUSES, *(cause for cause in self.parts if cause not in _CAUSES)]
 
+    # -- keeping the books -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The books, to go on with in another process."""
+        return {"start": self.start, "parts": self.parts, "steps": self.steps, "history": self.history}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on with saved books, inside ``with``, once the model and the optimiser are as they were."""
+        self.start, self._parts = saved["start"], dict(saved["parts"])
+        self.steps, self.history = saved["steps"], list(saved["history"])
+        self._unsplit = self._edited = False
+        self._versions = self._version()
+
     # -- following the optimiser -----------------------------------------------------------------------------------
 
     def __enter__(self) -> Ledger:
-        self.start, self._versions = self.values(), self._version()
-        pre = self.optimizer.register_step_pre_hook(lambda _, args, kwargs: self._pre(_has_closure(args, kwargs)))
+        """New books, from here on."""
+        if self._handles:
+            raise SettingError("Ledger: it is in use; leave it before entering it again")
+        self._open_books()
+        pre = self.optimizer.register_step_pre_hook(lambda *_: self._pre())
         post = self.optimizer.register_step_post_hook(lambda *_: self._post())
         # before any hook that moves the feedback, so that the step is judged by the feedback it was made with
         hooks: Any = self.optimizer._optimizer_step_post_hooks
@@ -168,119 +237,115 @@ class Ledger:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._before = None
+        self._handles, self._copy, self._stepping = [], {}, False
         if kind is None:
             self._settle()
 
-    def _splits(self) -> bool:
-        return self.steps % self.split_every == 0
-
     @torch.no_grad()
-    def _pre(self, with_closure: bool) -> None:
-        if self._splits() or self._version() != self._versions:
-            self._settle()
-        self._before = self._theta()
-        # a closure has yet to compute the gradients: those in place are of the step before
-        plain = None if with_closure else plain_steps(self.optimizer, self._tracked)
-        if plain is not None:  # the step is known before it is made, so no copy of W is needed
-            self._account(self._before, plain)
-            self._before = None
-        else:
-            self._before = {name: t.clone() for name, t in self._before.items()}
+    def _pre(self) -> None:
+        self._look()
+        self._stepping = True
+        # the copy is spared where the step can be told afterwards, and ∇q at the weights before it to rounding
+        smooth = all(psi.curvature is not None for psi in self._potentials)
+        self._retraced = smooth and is_retraceable(self.optimizer)
+        if not self._retraced:
+            self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._tracked).items()}
+
+    def _copied(self, name: str, p: torch.Tensor) -> torch.Tensor:
+        old = self._copy.get(name)
+        fits = old is not None and (old.dtype, old.device, old.shape) == (p.dtype, p.device, p.shape)
+        return old.copy_(p) if old is not None and fits else p.detach().clone()
 
     @torch.no_grad()
     def _post(self) -> None:
-        if self._before is not None:
-            after = self._theta()
-            self._account(self._before, {name: after[name] - t for name, t in self._before.items()})
-            self._before = None
-        self._versions = self._version()
-        self.steps += 1
-        if self.record_every and self.steps % self.record_every == 0:
-            self._settle()
+        skipped = _was_skipped(self.optimizer)
+        if not skipped:
+            theta, delta = self._step_taken()
+            self._account(theta, delta)
+            self.steps += 1
+        self._stepping, self._versions = False, self._version()
+        if not skipped and self.record_every and self.steps % self.record_every == 0:
             self.history.append((self.steps, self.values(), {cause: p.clone() for cause, p in self.parts.items()}))
 
-    def _account(self, before: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> None:
-        self._book(FINITE, self._each(lambda law: law.drift(before, delta)))
-        if self._splits():
-            self._split(before, delta)
-        else:
-            self._unsplit = True
+    def _step_taken(self) -> tuple[Moves, Moves]:
+        """The weights before the step, and the step."""
+        now = moves(self._tracked)
+        if self._retraced:
+            delta = retrace(self.optimizer, self._tracked)
+            return now | {name: now[name] - step for name, step in delta.items()}, delta
+        before = moves(self._copy)
+        return now | before, {name: now[name] - w for name, w in before.items()}
 
-    def _split(self, before: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> None:
-        steps, lrs = directions(self.optimizer, self._tracked, before, delta)
-        zero = {name: torch.zeros_like(t) for name, t in before.items()}
-        for cause, step in steps.items():
-            v = {**zero, **step}
-            rates = [law.rate(before, v) for law in self.laws]
-            if cause == RULE:
-                self._book_rule(rates, before, v, lrs)
-            else:
-                self._book(cause, _join(rates))
+    def _account(self, theta: Moves, delta: Moves) -> None:
+        splits = self.steps % self.split_every == 0
+        self._unsplit = self._unsplit or not splits
+        split = split_step(self.optimizer, self._tracked, theta) if splits else Split()
+        along = [*split.parts.values(), *([delta] if split.rest else [])]
+        found, at = {}, 0
+        for law, rows in zip(self.laws, expand_together(self.laws, theta, delta, along), strict=True):
+            own = slice(at, at := at + len(law.names))
+            for cause, amount in _booked(law, theta, rows, split).items():
+                found.setdefault(cause, torch.zeros_like(self.start))[own] = amount
+        for cause, amount in found.items():
+            self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
 
-    def _book_rule(
-        self,
-        rates: list[torch.Tensor],
-        before: dict[str, torch.Tensor],
-        v: dict[str, torch.Tensor],
-        lrs: Mapping[str, float],
-    ) -> None:
-        """−lr·g keeps a law only at one learning rate on all of its parameters; the rest is named."""
-        booked: dict[str, list[torch.Tensor]] = {}
-        for i, (law, rate) in enumerate(zip(self.laws, rates, strict=True)):
-            known = [lrs[name] for name in law.parameters if name in lrs]
-            shares = {EPS if law.note else RULE: rate}
-            if len(known) < len(law.parameters):
-                shares = {FROZEN: rate}
-            elif len(set(known)) > 1 and 0 not in known:
-                even = law.rate(before, {n: v[n] * (known[0] / lrs[n]) for n in law.parameters})
-                shares = {RULE: even, RATES: rate - even}
-            for cause, share in shares.items():
-                booked.setdefault(cause, [torch.zeros_like(r) for r in rates])[i] = share
-        for cause, shares in booked.items():
-            self._book(cause, _join(shares))
+    def _look(self) -> None:
+        versions = self._version()
+        self._edited = self._edited or versions != self._versions
+        self._versions = versions
 
     def _settle(self) -> None:
-        """Book what moved q since it was last booked: steps that were not split, or something between the steps."""
-        if self._before is not None:  # in the middle of a step
+        """Book what moved q unseen: steps that were not split, and edits between the steps."""
+        if self._stepping:
             return
-        versions = self._version()
-        if self._unsplit or versions != self._versions:
-            self._book(SKIPPED if self._unsplit else BETWEEN, self._open())
-        self._unsplit, self._versions = False, versions
+        self._look()
+        if self._unsplit or self._edited:
+            cause, amount = SKIPPED if self._unsplit else BETWEEN, self._open()
+            self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
+        self._unsplit = self._edited = False
 
     def _open(self) -> torch.Tensor:
         """The change of q that no part explains yet."""
         rest = self.values() - self.start
-        for part in self.parts.values():
+        for part in self._parts.values():
             rest = rest - part
         return rest
 
     def _version(self) -> tuple[int, ...]:
-        """Changes with every edit, in place, of a tracked parameter or of the feedback that reads it."""
+        """Changes with every edit, in place or of ``.data``, of a tracked parameter, and of the feedback it meets."""
         states = [t._version for psi in self._potentials for t in psi.state().values()]
-        return (*(p._version for p in self._tracked.values()), *states)
-
-    def _book(self, cause: str, amount: torch.Tensor) -> None:
-        self.parts[cause] = self.parts[cause] + amount if cause in self.parts else amount
-
-    def _theta(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self._tracked.items()}
-
-    def _each(self, quantity: Any) -> torch.Tensor:
-        with torch.no_grad():
-            return _join([quantity(law) for law in self.laws])
+        return (*(n for p in self._tracked.values() for n in (p._version, p.data_ptr())), *states)
 
 
-def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether ``optimizer.step`` was called with a closure; ``args`` begin with the optimizer itself."""
-    return any(callable(argument) for argument in (*args[1:], *kwargs.values()))
+def _booked(law: Law, theta: Moves, rows: torch.Tensor, split: Split) -> dict[str, torch.Tensor]:
+    """What one step adds to a law, by cause."""
+    rates = dict(zip(split.parts, rows[1:], strict=False))
+    booked = {FINITE: rows[0], **rates}
+    if split.rest:
+        booked[split.rest] = rows[-1] - rows[1:-1].sum(0)
+    rule = _name_of_rule(law, split)
+    if rule == RATES:
+        lr, g = split.lrs[law.parameters[0]], split.parts[RULE]
+        equal = law.expand(theta, {}, [{n: lr / split.lrs[n] * g[n] for n in law.parameters if n in g}])[1]
+        booked |= {RULE: equal, RATES: rates[RULE] - equal}
+    elif rule != RULE:
+        booked[rule] = booked.pop(RULE)
+    return booked
 
 
-def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([part.reshape(-1).double() for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+def _name_of_rule(law: Law, split: Split) -> str:
+    """−lr·g keeps a law only at one learning rate on all of its parameters; otherwise it is named."""
+    if RULE not in split.parts:
+        return RULE
+    lrs = [split.lrs[name] for name in law.parameters if name in split.lrs]
+    if len(lrs) < len(law.parameters):
+        return FROZEN
+    if len(set(lrs)) > 1 and 0 not in lrs:
+        return RATES
+    return EPS if law.note else RULE
 
 
-def _relative(amount: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(amount == 0, 0.0, amount.abs() / scale)
+def _was_skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused step found an infinite gradient of a loss scaler and did nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lawful.attachment.attachment import attachment_of
+from lawful.attachment.direct import DirectAttachment
 from lawful.errors import SettingError
 from lawful.types import Array, namespace
 
@@ -41,13 +42,15 @@ def angle(a: Array, b: Array) -> float:
 
 
 def weight_angles(model: nn.Module) -> dict[str, float]:
-    """∠(W, B) in degrees for every weight of an attached model, by dotted name.
+    """∠(W, B) in degrees for every weight of an attached model, by dotted name; direct rules have no such B.
 
     Raises:
         AttachmentError: the model carries no rule.
     """
     attachment = attachment_of(model)
     weights = dict(model.named_parameters(remove_duplicate=False))
+    if isinstance(attachment, DirectAttachment):
+        return {}
     return {name: angle(weights[name].detach(), attachment.feedback_of(name).detach()) for name in attachment.rules}
 
 

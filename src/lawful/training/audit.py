@@ -172,9 +172,8 @@ class _Watcher:
         )
 
     def _save(self, out: Path, epoch: int) -> None:
-        ledger = self.ledger
         state = {
-            "ledger": (ledger.start, ledger.parts, ledger.steps, ledger.history),
+            "ledger": self.ledger.state_dict(),
             "predictions": self.predictions.state(),
             "alignments": [asdict(one) for one in self.alignments],
         }
@@ -185,7 +184,7 @@ class _Watcher:
     def restore(self, folder: Path) -> None:
         """Open the books where they were; the ledger must be in use."""
         state = checkpoint.load(folder)
-        self.ledger.start, self.ledger.parts, self.ledger.steps, self.ledger.history = state["ledger"]
+        self.ledger.load_state_dict(state["ledger"])
         self.predictions.restore(state["predictions"])
         self.alignments = [Alignment(**one) for one in state["alignments"]]
 

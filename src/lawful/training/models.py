@@ -150,6 +150,8 @@ def build_model(name: str, data: DataSet) -> nn.Module:
         raise SettingError(f"model {name!r}: {error}") from error
     try:
         inspect.signature(make).bind()
+    except ValueError:
+        pass  # a built-in that does not say what it takes
     except TypeError as error:
         raise SettingError(f"model {name!r}: {factory} is called without arguments, but {error}") from error
     model = make()

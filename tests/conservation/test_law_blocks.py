@@ -1,0 +1,86 @@
+"""A step read a few rows at a time against the base class, which reads everything at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lawful
+from lawful.conservation import blocks
+from lawful.conservation.base import Law
+from lawful.conservation.combination import Combination, moves
+from lawful.conservation.derive import laws_of
+from lawful.conservation.neuron import expand_together
+
+
+class ByRow(lawful.FeedbackAlignment):
+    """B = s_i·sign(W), s one number a row: Ψ is a sum over elements, but a piece of W does not say which row it is."""
+
+    def init(self, weight, generator):
+        return {"s": torch.linspace(0.5, 2, len(weight)).to(weight).reshape(-1, *[1] * (weight.dim() - 1))}
+
+    def feedback(self, weight, state):
+        return state["s"] * weight.sign()
+
+    def potential(self, weight, state):
+        return state["s"] * weight.abs()
+
+
+RULES = {
+    "bp": lawful.Backprop(),
+    "fa": lawful.FeedbackAlignment(seed=1),
+    "kp": lawful.KolenPollack(seed=1),
+    "usf": lawful.UniformSignSymmetry(),
+    "frsf": lawful.FixedMagnitudeSignSymmetry(seed=1),
+    "by row": ByRow(),
+}
+
+
+def grouped():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 9, 3, groups=3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(9, 6, 2, groups=3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(96, 5),
+        nn.ReLU(),
+        nn.Linear(5, 2),
+    ).double()
+
+
+@pytest.mark.parametrize("size", [1, 50, 10**6])
+@pytest.mark.parametrize("rule", RULES)
+def test_blocks_of_any_size_give_the_same_numbers(rule, size, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", size)
+    model = grouped()
+    lawful.attach(model, RULES[rule])
+    model[2].weight.data = model[2].weight.data.to(memory_format=torch.channels_last)
+    laws = laws_of(model, torch.zeros(1, 2, 7, 7, dtype=torch.float64)).of_kind("neuron")
+    assert len(laws) == 4
+    g = torch.Generator().manual_seed(3)
+    theta = {n: p.detach() for n, p in model.named_parameters()}
+    a, b = ({n: torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in theta.items()} for _ in range(2))
+    delta = {n: -0.5 * a[n] + 0.2 * b[n] for n in theta}
+    move = {n: -0.5 * Combination(a[n]) + 0.2 * Combination(b[n]) for n in theta}
+    for law, rows in zip(laws, expand_together(laws, moves(theta), move, [moves(a), {}, move]), strict=True):
+        expected = [Law.drift(law, theta, delta), Law.rate(law, theta, a), 0 * rows[0], Law.rate(law, theta, delta)]
+        torch.testing.assert_close(rows, torch.stack(expected), rtol=1e-10, atol=1e-11)
+        psi = [(term, term.potential.value(theta[term.slices.parameter])) for term in law.terms]
+        q = sum(term.by_channel(term.slices.sum(element)) for term, element in psi)
+        torch.testing.assert_close(law.value(theta), q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_more(dtype):
+    model = nn.Sequential(nn.Linear(3000, 2), nn.ReLU(), nn.Linear(2, 1)).to(dtype)
+    (law,) = laws_of(model).of_kind("neuron")
+    theta = {n: p.detach() for n, p in model.named_parameters()}
+    exact = {n: w.double() for n, w in theta.items()}
+    torch.testing.assert_close(law.value(theta), law.value(exact), rtol=1e-12, atol=0)
+    error = (law.drift(theta, theta) - law.drift(exact, exact)).abs()
+    assert bool((error <= 1e-6 * law.magnitude(exact, exact)).all())  # half precision would be 1e-3

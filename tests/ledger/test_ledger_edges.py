@@ -1,0 +1,184 @@
+"""What users do to a ledger besides training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lawful
+from lawful.conservation.derive import laws_of
+from lawful.ledger.ledger import Ledger
+
+SGD = torch.optim.SGD
+
+
+def net(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
+
+
+def step(model, optimizer, x=None):
+    optimizer.zero_grad()
+    x = torch.linspace(-1, 1, 12).reshape(3, 4) if x is None else x
+    model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x).square().mean().backward()
+    optimizer.step()
+
+
+def test_a_ledger_is_entered_once_at_a_time_and_starts_new_books():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    ledger = Ledger(model, optimizer)
+    with ledger:
+        step(model, optimizer)
+        with pytest.raises(lawful.LawfulError, match="in use"), ledger:
+            pass
+    assert ledger.steps == 1
+    step(model, optimizer)  # nobody looks
+    with ledger:
+        step(model, optimizer)
+        step(model, optimizer)
+    assert ledger.steps == 2 and "between steps" not in ledger.parts
+    assert float(ledger.residual.max()) <= 1e-12
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+
+
+def test_another_models_optimizer_is_refused():
+    model = net()
+    with pytest.raises(lawful.LawfulError, match=r"holds none .*0\.weight"):
+        Ledger(model, SGD(net().parameters(), lr=0.1))
+
+
+def test_a_model_without_laws_has_an_empty_table_and_says_why():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with Ledger(model, optimizer, record_every=1) as ledger:
+        step(model, optimizer)
+        step(model, optimizer)
+    assert ledger.table == [] and ledger.residual.numel() == 0 and ledger.steps == 2
+    assert "no laws" in repr(ledger) and "tanh is not homogeneous" in repr(ledger)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_model_that_changes_its_precision_goes_on(momentum):
+    model = net(torch.float32)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=momentum)
+    with Ledger(model, optimizer) as ledger:
+        for _ in range(3):
+            step(model, optimizer)
+        model.double()
+        for _ in range(3):
+            step(model, optimizer)
+    assert float(ledger.residual.max()) <= 1e-6 and float(ledger.violation.max()) <= 1e-6
+
+
+def test_going_to_lower_precision_is_an_edit():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Ledger(model, optimizer) as ledger:
+        step(model, optimizer)
+        model.float()
+    assert float(ledger.parts["between steps"].abs().max()) > 1e-12
+    assert float(ledger.residual.max()) <= 1e-15
+
+
+def test_assigning_data_is_an_edit():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Ledger(model, optimizer) as ledger:
+        step(model, optimizer)
+        model[0].weight.data = model[0].weight.data * 0.9
+        step(model, optimizer)
+    assert float(ledger.parts["between steps"].abs().max()) > 1e-4
+    assert float(ledger.residual.max()) <= 1e-12
+
+
+def test_a_parameter_with_two_names_is_booked_under_both():
+    model = net()
+    model.alias = model[0]
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    laws = laws_of(nn.Sequential(*list(net())))
+    with Ledger(model, optimizer, laws) as ledger:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model[2](model[1](model[0](torch.ones(3, 4).double()))).square().mean().backward()
+            optimizer.step()
+    assert set(ledger.parts) == {"rule", "finite step", "momentum"}
+    assert float(ledger.violation.max()) <= 1e-12
+
+
+def embedded(sparse):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(7, 6, sparse=sparse), nn.ReLU(), nn.Linear(6, 2)).double()
+
+
+def test_sparse_gradients_count_like_dense_ones():
+    found = []
+    for sparse in (True, False):
+        model = embedded(sparse)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with Ledger(model, optimizer) as ledger:
+            for k in range(4):
+                step(model, optimizer, torch.tensor([[k, 1, 1]]))
+        assert float(ledger.residual.max()) <= 1e-12 and float(ledger.violation.max()) <= 1e-12
+        found.append(ledger.parts["finite step"])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    assert float(found[0].abs().max()) > 1e-6
+    model = embedded(True)
+    for p in model[2].parameters():
+        p.requires_grad_(False)
+    optimizer = torch.optim.SparseAdam(model[0].parameters(), lr=0.1)
+    with Ledger(model, optimizer) as ledger:
+        step(model, optimizer, torch.tensor([[1, 2, 2]]))
+    assert float(ledger.residual.max()) <= 1e-12
+
+
+def test_complex_parameters_are_refused():
+    model = net()
+    model[0].weight = nn.Parameter(model[0].weight.detach() + 0j)
+    with pytest.raises(lawful.LawfulError, match="complex"):
+        Ledger(model, SGD(model.parameters(), lr=0.1), laws_of(net()))
+
+
+def test_a_step_that_fails_leaves_books_that_can_be_read():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def fails():
+        raise KeyError
+
+    with Ledger(model, optimizer) as ledger:
+        step(model, optimizer)
+        with pytest.raises(KeyError):
+            optimizer.step(fails)
+        step(model, optimizer)
+        assert float(ledger.residual.max()) <= 1e-12
+    assert ledger.steps == 2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("make", [SGD, torch.optim.Adam])
+def test_a_gradient_scaler(make, fused):
+    """Scaled gradients are unscaled before they are booked; a step that overflow skips books nothing."""
+    model = net(torch.float32)
+    plain = net(torch.float32)
+    optimizer = make(model.parameters(), lr=0.125, fused=fused)
+    other = make(plain.parameters(), lr=0.125, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    with Ledger(model, optimizer) as ledger, Ledger(plain, other) as reference:
+        for k in range(5):
+            optimizer.zero_grad()
+            loss = model(x).square().mean() * (torch.inf if k == 2 else 1)
+            scaler.scale(loss).backward()
+            held = {cause: part.clone() for cause, part in ledger.parts.items()}
+            scaler.step(optimizer)
+            scaler.update()
+            if k == 2:
+                assert all(torch.equal(part, held[cause]) for cause, part in ledger.parts.items())
+            else:
+                step(plain, other, x)
+    assert ledger.steps == 4 and "between steps" not in ledger.parts
+    for cause, part in reference.parts.items():
+        torch.testing.assert_close(ledger.parts[cause], part, rtol=1e-4, atol=1e-7)
+    assert float(ledger.residual.max()) <= 1e-6 and float(ledger.violation.max()) <= 1e-6
