@@ -52,8 +52,8 @@ TASKS: Final[tuple[Task, ...]] = (
     Task("Fashion-MNIST, CNN", Settings(model="cnn", data="fashion", examples=_TEN_THOUSAND, epochs=3)),
     Task("MNIST-1D, MLP", Settings(model="mlp", data="mnist1d", epochs=20)),
     Task("MNIST-1D, CNN", Settings(model="cnn", data="mnist1d", epochs=20)),
-    Task("MNIST-1D, GRU", Settings(model="gru", data="mnist1d", epochs=12), {"DFA": "dfa:taps=['gru']"}),
-    Task("text, transformer", Settings(model="transformer", data="text", examples=4000, epochs=3)),
+    Task("MNIST-1D, GRU", Settings(model="gru", data="mnist1d", epochs=8), {"DFA": "dfa:taps=['gru']"}),
+    Task("text, transformer", Settings(model="transformer", data="text", examples=3000, epochs=3)),
 )
 LEARNING_RATES: Final = (3e-4, 1e-3, 3e-3)
 SEEDS: Final = (0, 1, 2)
