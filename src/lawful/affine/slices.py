@@ -92,12 +92,12 @@ class Slices:
         if not self.is_contiguous:
             return self.sum_block(block * block, rows)
         block, rest = self._folded(block, rows)
-        return torch.linalg.vector_norm(block, dim=rest).square().reshape(-1)
+        return (torch.linalg.vector_norm(block, dim=rest) if rest else block).square().reshape(-1)
 
     @property
     def is_contiguous(self) -> bool:
         """Whether lines lie in memory one after the other: then their norms are taken without writing squares."""
-        return bool(self.keep) and self.keep == tuple(range(len(self.keep))) and len(self.keep) < len(self.shape)
+        return bool(self.keep) and self.keep == tuple(range(len(self.keep)))
 
     def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
         """(count,) in float64 from the sums of all blocks, in order: a block holds whole lines or a part of each."""

@@ -70,17 +70,33 @@ def expand(
         step: Δ; None where it does not move.
         along: the directions V.
     """
+    if not along and all(_needs_norms_only(reader, step) for reader in readers):
+        return [[_norms(reader, step)] for reader in readers]
     shape = weight.first.shape
     groups = {psi: [i for i, reader in enumerate(readers) if reader[1] is psi] for _, psi in readers}
     sums = {psi: _Sums(psi, [readers[i][0] for i in own], weight, step, along) for psi, own in groups.items()}
     asked = [slices for sum_ in sums.values() for slices in sum_.slices if along or sum_.step]
-    size = shape.numel() if all(sum_.only_norms for sum_ in sums.values()) else BLOCK
-    for rows in row_blocks(asked, shape, size):
+    for rows in row_blocks(asked, shape, BLOCK):
         block = Block(rows)
         for sum_ in sums.values():
             sum_.take(block)
     found = {i: rows for psi, own in groups.items() for i, rows in zip(own, sums[psi].rows(), strict=True)}
     return [found[i] for i in range(len(readers))]
+
+
+def _needs_norms_only(reader: Reader, step: Combination | None) -> bool:
+    """Whether D_Ψ is a multiple of the squared norms of lines that can be read in one go, or zero."""
+    slices, psi = reader
+    return psi.curvature == 0 or not step or (psi.curvature is not None and step.is_one and slices.is_contiguous)
+
+
+def _norms(reader: Reader, step: Combination | None) -> torch.Tensor | None:
+    slices, psi = reader
+    if not step or not psi.curvature:
+        return None
+    (rows,) = row_blocks([slices], step.first.shape, step.first.numel())
+    squares = slices.join([slices.square_block(rows(step.first), row_count(slices, step.first.shape))])
+    return psi.curvature * step.factor * step.factor / 2 * squares
 
 
 class _Sums:
@@ -104,12 +120,6 @@ class _Sums:
         self._bregman = by_block(psi, psi.bregman, weight, step) if step and psi.curvature is None else None
         self._drifts: list[list[torch.Tensor]] = [[] for _ in slices]
         self._rates: list[list[list[torch.Tensor]]] = [[[] for _ in along] for _ in slices]
-
-    @property
-    def only_norms(self) -> bool:
-        """Whether no tensor of the size of a block is written: then a block may be everything."""
-        norms = self._bregman is None and all(slices.is_contiguous for slices in self.slices)
-        return not self.along and (self.step is None or (norms and self.step.is_one))
 
     def take(self, block: Block) -> None:
         """Add what one block gives."""
