@@ -128,8 +128,10 @@ class LayerAttachment(Attachment):
 
     def _act(self) -> None:
         for name, rule in self.rules.items():
-            rule.project(self.weight(name))
-            rule.after_step(self.weight(name), self.state(name))
+            if type(rule).project is not Rule.project:
+                rule.project(self.weight(name))
+            if rule.learns:
+                rule.after_step(self.weight(name), self.state(name))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.
