@@ -161,6 +161,18 @@ def test_frozen_layers_are_named():
     assert float(ledger.residual.max()) <= 1e-12
 
 
+@pytest.mark.parametrize("make", [SGD, torch.optim.Adam])
+def test_a_learning_rate_of_zero_freezes(make):
+    model = net(FA)
+    groups = [{"params": layer.parameters(), "lr": lr} for layer, lr in zip(model[::2], (0.05, 0.0, 0.05), strict=True)]
+    optimizer = make(groups)
+    with Ledger(model, optimizer) as ledger:
+        train(model, optimizer, 10)
+    assert float(ledger.violation.max()) <= 1e-12
+    assert float(ledger.parts["frozen parameters"].abs().max()) > 1e-4
+    assert float(ledger.residual.max()) <= 1e-12
+
+
 def test_clipping_by_the_global_norm_keeps_the_law():
     model = net(FA)
     optimizer = SGD(model.parameters(), lr=0.5)

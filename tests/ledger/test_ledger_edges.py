@@ -9,6 +9,7 @@ from torch import nn
 import lawful
 from lawful.conservation.derive import laws_of
 from lawful.ledger.ledger import Ledger
+from lawful.ledger.reading import read
 
 SGD = torch.optim.SGD
 
@@ -182,3 +183,42 @@ def test_a_gradient_scaler(make, fused):
     for cause, part in reference.parts.items():
         torch.testing.assert_close(ledger.parts[cause], part, rtol=1e-4, atol=1e-7)
     assert float(ledger.residual.max()) <= 1e-6 and float(ledger.violation.max()) <= 1e-6
+
+
+def test_saved_books_stay_as_they_were_saved():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Ledger(model, optimizer, record_every=1) as ledger:
+        step(model, optimizer)
+        saved = ledger.state_dict()
+        booked = saved["parts"]["finite step"].clone()
+        step(model, optimizer)
+        assert torch.equal(saved["parts"]["finite step"], booked) and len(saved["history"]) == 1
+
+
+def test_books_are_loaded_inside_with_and_for_the_same_laws():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Ledger(model, optimizer) as ledger:
+        step(model, optimizer)
+        saved = ledger.state_dict()
+    with pytest.raises(lawful.LawfulError, match="inside `with`"):
+        Ledger(model, optimizer).load_state_dict(saved)
+    fewer = laws_of(model).of_kind("bias", "shift")
+    with Ledger(model, optimizer, fewer) as other, pytest.raises(lawful.LawfulError, match="of the same laws"):
+        other.load_state_dict(saved)
+
+
+def test_a_law_that_starts_at_zero_has_moved_by_all_of_itself_or_not_at_all():
+    """As with biases that start at zero: q = 0, and what rounding does to it is no movement."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).double()
+    for layer in model:
+        nn.init.zeros_(layer.bias)
+    lawful.attach(model, lawful.FeedbackAlignment(seed=1))
+    laws = laws_of(model).of_kind("bias")
+    for optimizer, moved in ((SGD(model.parameters(), lr=0.1), 0.0), (torch.optim.Adam(model.parameters()), 1.0)):
+        with Ledger(model, optimizer, laws) as ledger:
+            for _ in range(5):
+                step(model, optimizer)
+        assert read(ledger).moved == moved

@@ -165,9 +165,9 @@ class Ledger:
 
     def _relative(self, amount: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Amount / scale; zero for a law that is zero, and stays so, to the rounding of its own terms."""
-        return torch.where((amount == 0) | (scale <= self._rounding()), 0.0, amount.abs() / scale)
+        return torch.where((amount == 0) | (scale <= self.rounding()), 0.0, amount.abs() / scale)
 
-    def _rounding(self) -> torch.Tensor:
+    def rounding(self) -> torch.Tensor:
         """(steps + 1) · eps · Σ|terms| of every law: a sum such as Σ_j b_j is no smaller than its summands allow."""
         theta = {name: p.detach() for name, p in self._tracked.items()}
         with torch.no_grad():
@@ -208,10 +208,21 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """The books, to go on with in another process."""
-        return {"start": self.start, "parts": self.parts, "steps": self.steps, "history": self.history}
+        return {"start": self.start, "parts": dict(self.parts), "steps": self.steps, "history": list(self.history)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on with saved books, inside ``with``, once the model and the optimiser are as they were."""
+        """Go on with saved books, inside ``with``, once the model and the optimiser are as they were.
+
+        Raises:
+            SettingError: outside ``with``, which opens new books; books of other laws.
+        """
+        if not self._handles:
+            raise SettingError("Ledger: entering it opens new books; load the saved ones inside `with`")
+        if saved["start"].shape != self.start.shape:
+            raise SettingError(
+                f"Ledger: the saved books hold {saved['start'].numel()} conserved numbers; expected {len(self.names)}, "
+                "those of the same laws"
+            )
         self.start, self._parts = saved["start"], dict(saved["parts"])
         self.steps, self.history = saved["steps"], list(saved["history"])
         self._unsplit = self._edited = False
@@ -312,7 +323,10 @@ class Ledger:
         return rest
 
     def _version(self) -> tuple[int, ...]:
-        """Changes with every edit, in place or of ``.data``, of a tracked parameter, and of the feedback it meets."""
+        """Changes with every edit in place, or assignment to ``.data``, of a parameter, and with edits of its feedback.
+
+        An edit through ``.data`` (``p.data.clamp_()``) leaves no trace in torch: it shows as a residual.
+        """
         states = [t._version for psi in self._potentials for t in psi.state().values()]
         return (*(n for p in self._tracked.values() for n in (p._version, p.data_ptr())), *states)
 
@@ -337,10 +351,10 @@ def _name_of_rule(law: Law, split: Split) -> str:
     """−lr·g keeps a law only at one learning rate on all of its parameters; otherwise it is named."""
     if RULE not in split.parts:
         return RULE
-    lrs = [split.lrs[name] for name in law.parameters if name in split.lrs]
-    if len(lrs) < len(law.parameters):
+    lrs = [split.lrs.get(name, 0.0) for name in law.parameters]
+    if any(lrs) and not all(lrs):  # at the rate 0 a parameter is as good as frozen
         return FROZEN
-    if len(set(lrs)) > 1 and 0 not in lrs:
+    if len(set(lrs)) > 1:
         return RATES
     return EPS if law.note else RULE
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from lawful.errors import NoLawError
 from lawful.ledger.ledger import Ledger
 
@@ -18,7 +20,7 @@ class Reading:
         parts: cause -> Σ_j |its part of q_j − q_j(0)| over all laws, in the units of q.
         violation: the rule's own part, relative, largest: 0 when the backward pass is what it claims to be.
         residual: what the causes leave unexplained, relative, largest.
-        moved: Σ_j |q_j − q_j(0)| / Σ_j |q_j(0)| of the law that has moved furthest.
+        moved: Σ_j |q_j − q_j(0)| / Σ_j |q_j(0)| of the law that has moved furthest (:func:`movements`).
         worst: that law's kind and site.
     """
 
@@ -44,7 +46,7 @@ class Reading:
 
 
 def read(ledger: Ledger) -> Reading:
-    """The ledger now; costs two evaluations of every law.
+    """The ledger now; costs a few evaluations of every law.
 
     Raises:
         NoLawError: it follows none.
@@ -64,10 +66,31 @@ def read(ledger: Ledger) -> Reading:
 
 
 def _furthest(ledger: Ledger) -> tuple[float, str]:
-    change, start = (ledger.values() - ledger.start).abs(), ledger.start.abs()
+    shares = movements(ledger, ledger.values()[None])
+    return max(
+        (float(moved[-1]), f"{law.kind} {law.formula if law.kind in ('shift', 'bias') else law.name}")
+        for law, (_, moved) in zip(ledger.laws, shares, strict=True)
+    )
+
+
+def movements(ledger: Ledger, q: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    """How far every law is from its start: (its size, Σ_j |q_j − q_j(0)| / size).
+
+    The size is Σ_j |q_j(0)|. A law that starts at zero, to rounding, has none, and takes the furthest that it came: it
+    has moved by 1 there, and by 0 everywhere if nothing but rounding moved it.
+
+    Args:
+        ledger: in use or finished.
+        q: its values at R moments, (R, numbers).
+    """
+    change, start, rounding = (q - ledger.start).abs(), ledger.start.abs(), ledger.rounding()
     found, at = [], 0
     for law in ledger.laws:
         own = slice(at, at := at + len(law.names))
-        share = float(change[own].sum() / start[own].sum().clamp_min(1e-300))
-        found.append((share, f"{law.kind} {law.formula if law.kind in ('shift', 'bias') else law.name}"))
-    return max(found)
+        size, moved, least = float(start[own].sum()), change[:, own].sum(1), float(rounding[own].sum())
+        if size <= least:
+            size = float(moved.max())
+            if size <= least:
+                size, moved = 1.0, torch.zeros_like(moved)
+        found.append((size, moved / size))
+    return found

@@ -18,6 +18,7 @@ from lawful.conservation.derive import laws_of
 from lawful.errors import NoLawError
 from lawful.ledger.causes import DECAY, MOMENTUM
 from lawful.ledger.ledger import FINITE, RULE, Ledger
+from lawful.ledger.reading import movements
 from lawful.measures.angles import weight_angles
 from lawful.measures.deltas import agreement
 from lawful.measures.guarantee import Guarantee, guarantees
@@ -45,7 +46,7 @@ class Site:
         kind: "neuron", "scale", "shift" or "bias".
         formula: q in print.
         q: Σ_j q_j (R,).
-        start: Σ_j |q_j(0)|, what shares are relative to.
+        start: Σ_j |q_j(0)|, what shares are relative to; of a law that starts at zero the furthest that it came.
         moved: Σ_j |q_j − q_j(0)| / start (R,).
         budget: cause -> Σ_j |its part of q_j − q_j(0)| (R,).
         signed: cause -> Σ_j its part (R,).
@@ -264,20 +265,18 @@ def _sites(ledger: Ledger, predictions: Predictions) -> list[Site]:
     zero = torch.zeros_like(ledger.start)
     parts = {c: torch.stack([zero, *(p.get(c, zero) for _, _, p in ledger.history)]).numpy() for c in causes}
     steps = [0, *(step for step, _, _ in ledger.history)]
-    scale = ledger.scale.numpy()
+    scale = torch.where(ledger.scale <= ledger.rounding(), torch.inf, ledger.scale).numpy()  # zero, and has stayed so
     sites, at = [], 0
-    for i, law in enumerate(ledger.laws):
+    shares = movements(ledger, torch.from_numpy(q))
+    for i, (law, (start, share)) in enumerate(zip(ledger.laws, shares, strict=True)):
         own = slice(at, at := at + len(law.names))
-        start = max(float(np.abs(q[0, own]).sum()), 1e-300)
-        moved = np.abs(q[:, own] - q[0, own]).sum(1) / start
+        moved = share.numpy()
         over = np.nonzero(moved > BROKEN)[0]
         signed = {cause: part[:, own] for cause, part in parts.items() if part[:, own].any() or cause in (RULE, FINITE)}
         form = None
         if i in predictions.history and set(signed) <= {RULE, FINITE, DECAY, MOMENTUM}:
             form = torch.stack(predictions.history[i]).numpy()
-        missed = (
-            0.0 if form is None else float((np.abs(form - q[:, own]).max(0) / np.maximum(scale[own], 1e-300)).max())
-        )
+        off = np.zeros_like(scale[own]) if form is None else np.abs(form - q[:, own]).max(0) / scale[own]
         sites.append(
             Site(
                 name=law.name,
@@ -290,7 +289,7 @@ def _sites(ledger: Ledger, predictions: Predictions) -> list[Site]:
                 signed={cause: part.sum(1) for cause, part in signed.items()},
                 broken=steps[over[0]] if len(over) else None,
                 predicted=None if form is None else form.sum(1),
-                missed=missed,
+                missed=float(off.max()),
             )
         )
     return sites

@@ -73,7 +73,7 @@ class LawLedger(pl.Callback):
     Args:
         module: dotted name of the submodule whose laws are followed; the LightningModule itself by default.
         args: example inputs of that module, where its laws cannot be derived without.
-        every_n_steps: read the ledger at every n-th step; a reading evaluates every law twice.
+        every_n_steps: read the ledger at every n-th step; a reading evaluates every law a few times.
 
     Attributes:
         ledger: the ledger; exists from the start of training on, and stays after it. A resumed fit opens a new one.

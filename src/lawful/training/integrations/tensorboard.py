@@ -54,7 +54,7 @@ class TensorBoardLog:
 def log_ledger(writer: Any, ledger: Ledger, step: int | None = None) -> None:
     """Write what moved the laws so far: one scalar a name of :meth:`lawful.ledger.reading.Reading.scalars`.
 
-    Call it after ``optimizer.step()``, at every step or now and then; it evaluates every law twice.
+    Call it after ``optimizer.step()``, at every step or now and then; it evaluates every law a few times.
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
