@@ -45,6 +45,7 @@ def content():
         (("symbols", 0), "x", "contents"),
         (("circuit", "maps", 0, "weight_at", 0, 1), 1.5, "contents"),
         (("circuit", "nodes", 1, "parents"), [-1], "contents"),
+        (("circuit", "nodes", 1, "fed"), 1.5, "contents"),
         (("points", 0, "seed"), -1, "contents"),
         (("points", 0, "values"), [], "contents"),
         (("laws", 0, "given_feedback"), None, "contents"),

@@ -110,7 +110,14 @@ def _inconsistent(content: Mapping[str, Any], system: System) -> Iterator[str]:
 
 
 def _well_formed(circuit: Circuit) -> bool:
-    """Every node reads nodes before it, of the sizes it expects; places lie within nodes and variables."""
+    """Every node reads nodes before it, of the sizes it expects; places lie within nodes and variables.
+
+    Each variable has one owner, and flags are true or false.
+    """
+    owned = sum(m.weight_at.size + (0 if m.bias_at is None else m.bias_at.size) for m in circuit.maps)
+    flags = [getattr(node, name) for node in circuit.nodes for name in ("fed", "epsilon") if name in vars(node)]
+    if owned != circuit.size or not all(isinstance(flag, bool) for flag in flags):
+        return False
     for number, node in enumerate(circuit.nodes):
         if not all(0 <= parent < number for parent in node.parents):
             return False
