@@ -106,6 +106,8 @@ def find(
     mlp = {"inputs": None if inputs is None else _table(inputs),
             "geometry": "momentum" if momentum else "decay" if timed else "plain",
             "decay": None if decay is None else _rates(decay)}  # fmt: skip
+    if shape is not None and module is None:
+        raise SettingError("--shape is an option of --module; layer sizes and networks have their own")
     with _bar(console) as progress:
         if widths:
             found = find_laws(widths, activation=activation, bias=bias, progress=progress, **options, **mlp)
@@ -143,7 +145,10 @@ def _named(network: str) -> Any:
 def _made(text: str) -> Any:
     """What the factory returns."""
     import importlib
+    import inspect
     import sys
+
+    from torch import nn
 
     from lawful.errors import SettingError
 
@@ -153,9 +158,19 @@ def _made(text: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")  # the user's own files, as `python -c` would find them
     try:
-        return getattr(importlib.import_module(name), factory)()
+        make = getattr(importlib.import_module(name), factory)
     except (ModuleNotFoundError, AttributeError) as error:
         raise SettingError(f"--module {text!r}: {error}") from error
+    try:
+        inspect.signature(make).bind()
+    except ValueError:
+        pass  # a built-in that does not say what it takes
+    except TypeError as error:
+        raise SettingError(f"--module {text!r}: {factory} is called without arguments, but {error}") from error
+    made = make()
+    if not isinstance(made, nn.Module):
+        raise SettingError(f"--module {text!r}: expected {factory}() to return an nn.Module; got {made!r:.60}")
+    return made
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -172,6 +173,8 @@ def architecture_of(source: Sequence[int] | torch.nn.Module, activation: str | N
         SettingError: a module that is no chain of Linear layers with one activation between them.
     """
     if isinstance(source, torch.nn.Module):
+        if activation is not None or bias:
+            raise SettingError("find_laws: activation and bias are options of layer sizes; a module has its own")
         return _from_module(source)
     if not isinstance(bias, bool):
         raise SettingError(f"find_laws: bias must be True or False; got {bias!r}")
@@ -184,34 +187,75 @@ def architecture_of(source: Sequence[int] | torch.nn.Module, activation: str | N
     return Architecture(widths, "relu" if activation is None else activation, (bias,) * max(1, len(widths) - 1))
 
 
+def is_plain_sequential(module: object) -> bool:
+    """An ``nn.Sequential`` that evaluates its children one after the other; subclasses with a ``forward`` do not."""
+    return isinstance(module, torch.nn.Sequential) and type(module).forward is torch.nn.Sequential.forward
+
+
+def leaves_of(module: torch.nn.Module, path: str = "") -> list[tuple[str, torch.nn.Module]]:
+    """Dotted names and leaves in the order of evaluation; a leaf that stands at two places comes twice."""
+    if not is_plain_sequential(module):
+        return [(path, module)]
+    children = module._modules.items()  # named_children() leaves out what it has seen
+    inner = [(f"{path}.{name}" if path else name, child) for name, child in children if child is not None]
+    return [leaf for name, child in inner for leaf in leaves_of(child, name)]
+
+
+def kind_of(leaf: torch.nn.Module) -> type[torch.nn.Module]:
+    """Its class, below an attached rule."""
+    return getattr(leaf, "lawful_base", type(leaf))
+
+
 def is_chain(source: object) -> bool:
-    """True for modules that are read as an :class:`Architecture` (whether or not that succeeds)."""
-    if not isinstance(source, torch.nn.Sequential | torch.nn.Linear):
+    """True for modules that are read as an :class:`Architecture` (whether or not that succeeds).
+
+    These are Linear layers, each used once, with the same activation between all of them or with none.
+    """
+    if not isinstance(source, torch.nn.Linear) and not is_plain_sequential(source):
         return False
-    leaves = [leaf for leaf in source.modules() if not list(leaf.children())]
-    kinds = {type(leaf) for leaf in leaves} - {torch.nn.Linear, torch.nn.Flatten, torch.nn.Dropout}
-    between = sum(type(leaf) in MODULES for leaf in leaves)
-    linear = sum(isinstance(leaf, torch.nn.Linear) for leaf in leaves)
-    return kinds <= set(MODULES) and len(kinds) <= 1 and (kinds <= {torch.nn.Identity} or between == linear - 1)
+    leaves = _without_data(source)
+    kinds = [kind_of(leaf) for leaf in leaves]
+    weights = [id(leaf.weight) for leaf in leaves if isinstance(leaf, torch.nn.Linear)]
+    between = set(kinds) - {torch.nn.Linear}
+    if not between <= set(MODULES) or len(between) > 1 or len(set(weights)) < len(weights):
+        return False
+    alternate = len(kinds) % 2 == 1 and all((kind is torch.nn.Linear) == (i % 2 == 0) for i, kind in enumerate(kinds))
+    return between <= {torch.nn.Identity} or alternate
+
+
+def refuse_slope_one(leaf: torch.nn.Module) -> None:
+    """Slopes count as free data, which those of a leaky ReLU with slope 1 are not.
+
+    Raises:
+        SettingError: such a leaf.
+    """
+    if isinstance(leaf, torch.nn.LeakyReLU) and leaf.negative_slope == 1:
+        raise SettingError("find_laws: a LeakyReLU with slope 1 is linear; leave it out")
+
+
+def _without_data(module: Any) -> list[torch.nn.Module]:
+    """Its leaves but those that change no law: reshaping, and masks that count as data."""
+    return [leaf for _, leaf in leaves_of(module) if not isinstance(leaf, torch.nn.Flatten | torch.nn.Dropout)]
 
 
 def _from_module(module: torch.nn.Module) -> Architecture:
-    leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
+    leaves = _without_data(module)
     linear = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Linear)]
-    others = [leaf for leaf in leaves if not isinstance(leaf, torch.nn.Linear | torch.nn.Flatten | torch.nn.Dropout)]
-    unknown = [type(leaf).__name__ for leaf in others if type(leaf) not in MODULES]
-    if unknown or not linear or not isinstance(module, torch.nn.Sequential | torch.nn.Linear):
+    others = [leaf for leaf in leaves if not isinstance(leaf, torch.nn.Linear)]
+    if not linear or not is_chain(module):
         allowed = ", ".join(sorted(kind.__name__ for kind in MODULES))
         raise SettingError(
-            f"find_laws: expected an nn.Sequential of Linear layers and one of {allowed} between them; "
-            f"got {type(module).__name__}{' with ' + ', '.join(unknown) if unknown else ''}. Give the widths instead."
+            f"find_laws: expected an nn.Sequential of Linear layers with the same one of {allowed} between them all; "
+            f"got {', '.join(kind_of(leaf).__name__ for leaf in leaves) or 'no layers'}. Give the widths instead."
         )
-    names = {MODULES[type(leaf)] for leaf in others} or {"linear"}
-    between = [MODULES[type(leaf)] for leaf in others]
-    if len(names) > 1 or (names != {"linear"} and len(between) != len(linear) - 1):
-        raise SettingError(
-            "find_laws: expected the same activation after every hidden Linear layer and none after the last; got "
-            + ", ".join(type(leaf).__name__ for leaf in leaves)
-        )
+    for before, after in pairwise(linear):
+        if before.out_features != after.in_features:
+            raise SettingError(
+                f"find_laws: a Linear layer writes {before.out_features} features and the next one reads "
+                f"{after.in_features}"
+            )
+    for leaf in others:
+        refuse_slope_one(leaf)
     widths = (linear[0].in_features, *(leaf.out_features for leaf in linear))
-    return Architecture(widths, names.pop(), tuple(leaf.bias is not None for leaf in linear))
+    name = MODULES[kind_of(others[0])] if others else "linear"
+    return Architecture(widths, name, tuple(leaf.bias is not None for leaf in linear))

@@ -16,7 +16,7 @@ from lawful.errors import SettingError
 from lawful.finder.residues import PRIME
 
 if TYPE_CHECKING:
-    from lawful.finder.search import LawSearch
+    from lawful.finder.found import LawSearch
 
 FORMAT: Final = "lawful law certificate 1"
 CIRCUIT_FORMAT: Final = "lawful circuit law certificate 1"

@@ -37,7 +37,7 @@ def exact_feedback(arch: Architecture, family: Family, B: str | Sequence[Any], s
     shapes = [block.shape for block in drawn[1:]]
     if not isinstance(B, Sequence):
         raise SettingError(f"find_laws: B must be 'generic' or a list of {len(shapes)} arrays; got {B!r}")
-    arrays = [_array(b, "B") for b in B]
+    arrays = [number_array(b, "B") for b in B]
     if [a.shape for a in arrays] != shapes:
         raise SettingError(
             f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
@@ -73,13 +73,13 @@ def exact_inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:
     """The given inputs (n, n_0) as rationals, or None."""
     if inputs is None:
         return None
-    array = _array(inputs, "inputs")
+    array = number_array(inputs, "inputs")
     if array.ndim != 2 or array.shape[1] != arch.widths[0] or not len(array):
         raise SettingError(f"find_laws: inputs must have shape (n, {arch.widths[0]}) with n >= 1; got {array.shape}")
     return exact_array(array, "inputs")
 
 
-def _array(values: Any, what: str) -> np.ndarray:
+def number_array(values: Any, what: str) -> np.ndarray:
     """As an array of numbers.
 
     Raises:

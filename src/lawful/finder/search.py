@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from math import prod
 from typing import Any, Final, overload
 
 import numpy as np
@@ -12,14 +13,15 @@ import torch
 
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
-from lawful.finder.architectures import Architecture, architecture_of, is_chain
+from lawful.finder.architectures import architecture_of, is_chain
 from lawful.finder.candidates import Candidate
 from lawful.finder.circuits.circuit import Circuit
-from lawful.finder.circuits.modules import circuit_of
+from lawful.finder.circuits.modules import checked_shape, circuit_of
 from lawful.finder.circuits.search import CircuitSearch, find_circuit_laws
 from lawful.finder.contexts import contexts_of, steady_context
 from lawful.finder.families import family_of
 from lawful.finder.fields import System, draw_point
+from lawful.finder.found import FoundLaw, LawSearch
 from lawful.finder.geometry import decay_rates, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
 from lawful.finder.named_laws import BUILDERS
@@ -35,7 +37,6 @@ from lawful.finder.rule_objects import (
     weight_names,
 )
 from lawful.finder.symbols import Symbols
-from lawful.finder.values import evaluate
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
 
@@ -50,107 +51,6 @@ DEEPEST: Final = 4
 
 Progress = Callable[[float, str], None]
 _PROVED: dict[Hashable, bool] = {}
-
-
-@dataclass(frozen=True)
-class FoundLaw:
-    """One conserved quantity, proved.
-
-    Attributes:
-        name: "neuron law of layer 1, neuron 2", or "new polynomial law 3".
-        kind: the family of laws it belongs to.
-        formula: in the letters of the theory.
-        polynomial: the same, written out.
-    """
-
-    name: str
-    kind: str
-    formula: str
-    polynomial: str
-    terms: Polynomial = field(repr=False)
-    symbols: Symbols = field(repr=False)
-    numeric: bool = field(repr=False, default=False)
-
-    def value(
-        self,
-        W: Sequence[Any],
-        b: Sequence[Any] | None = None,
-        B: Sequence[Any] | None = None,
-        *,
-        t: float | None = None,
-        velocity: Sequence[Any] | None = None,
-    ) -> float:
-        """The quantity at given weights, and under decay and momentum at a given time.
-
-        Args:
-            W: W_1 … W_L, each (out, in).
-            b: b_1 … b_L, or None without biases.
-            B: B_2 … B_L (for direct rules D_1 … D_{L-1}, each (outputs, n_i); for magnitude rules M_2 … M_L; for
-                Kolen-Pollack the moving B's); not needed by backpropagation. Without it those of the search are taken,
-                which for laws with numbers in their formula are the only ones they hold for.
-            t: time, geometry "decay": λ · flow time, "momentum": γ · flow time; the other geometry has none.
-            velocity: geometry "momentum": (V, c, C), the derivatives of W, b and a moving B by this t, so θ̇/γ.
-
-        Raises:
-            SettingError: an argument that is missing, superfluous or of the wrong shape.
-        """
-        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity)
-
-
-@dataclass(frozen=True)
-class LawSearch:
-    """What is known about the laws of a rule on a network.
-
-    Attributes:
-        count: independent laws found and proved.
-        bound: no more than this many exist (state dimension - Lie rank).
-        certified: count equals bound, every law is proved: these are all.
-        laws: independent laws.
-        architecture: what was searched.
-        rule: registry name of the rule.
-        dimension: coordinates of the state.
-        ranks: one rank computation a point.
-        system: the network under the rule at the first point.
-        seconds: how long it took.
-        interrupted: Ctrl-C cut the search short; count and bound are still right.
-    """
-
-    count: int
-    bound: int
-    certified: bool
-    laws: tuple[FoundLaw, ...]
-    architecture: Architecture
-    rule: str
-    dimension: int
-    ranks: tuple[LieRank, ...] = field(repr=False)
-    system: System = field(repr=False)
-    seconds: float = field(repr=False, compare=False)
-    interrupted: bool = False
-
-    @property
-    def certificate(self) -> dict[str, Any]:
-        """Everything needed to check the answer again, as JSON-ready data (:mod:`lawful.finder.certificate`)."""
-        from lawful.finder.certificate import certificate_of
-
-        return certificate_of(self)
-
-    @property
-    def gap(self) -> str:
-        """Why this is no certificate, in one sentence; empty when it is one."""
-        if self.certified:
-            return ""
-        if self.architecture.sigma.degree is None:
-            return f"{self.architecture.activation} is bounded from above only: its laws are never certified"
-        if self.interrupted:
-            return "the search was interrupted"
-        return f"up to {self.bound - self.count} further laws are neither found nor excluded; try a higher degree"
-
-    def __str__(self) -> str:
-        widths = ", ".join(map(str, self.architecture.widths))
-        head = f"{self.rule} ({widths}) {self.architecture.activation}: "
-        if self.certified:
-            return head + f"{self.count} independent laws, and these are all (certified)"
-        return head + f"at least {self.count}, at most {self.bound} independent laws"
 
 
 @overload
@@ -234,7 +134,7 @@ def find_laws(
             (1, 2, 4, …) feedback alignment keeps its neuron laws.
         search: run the polynomial search; by default only where the named laws leave a gap and the net is small.
         num_points: random points tried while bound and count differ.
-        shape: of one input without the batch, where a module does not start with Linear: (channels, length).
+        shape: of one input of a module without the batch, where it does not start with Linear: (channels, length).
         progress: called with a fraction and a text.
 
     Raises:
@@ -255,8 +155,11 @@ def find_laws(
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
     source = widths_or_module
-    if isinstance(source, torch.nn.Module) and not is_chain(source):
-        source = circuit_of(source, shape)
+    if isinstance(source, torch.nn.Module):
+        source = source if is_chain(source) and _fits(source, shape) else circuit_of(source, shape)
+        shape = None
+    if shape is not None:
+        raise SettingError(f"find_laws: shape={shape!r} is an option of modules; widths and circuits have their own")
     if isinstance(source, Circuit):
         if activation is not None or bias or inputs is not None or geometry != "plain" or decay is not None:
             raise SettingError("find_laws: activation, bias, inputs, geometry and decay are options of plain MLPs only")
@@ -306,6 +209,11 @@ def find_laws(
         len(laws), bound, certified, tuple(law for law, _ in laws), arch, family.name, system.dimension, tuple(ranks),
         local, time.perf_counter() - started, interrupted,
     )  # fmt: skip
+
+
+def _fits(module: torch.nn.Module, shape: Sequence[int] | None) -> bool:
+    """Whether one input of a chain is one vector, not one for each of several tokens."""
+    return shape is None or prod(checked_shape(shape)) == architecture_of(module, None, bias=False).widths[0]
 
 
 _Found = list[tuple[FoundLaw, Candidate]]

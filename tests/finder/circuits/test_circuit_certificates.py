@@ -35,10 +35,20 @@ def content():
         (("bound",), 9, "rank"),
         (("certified",), False, "conclusion"),
         (("laws", 3, "polynomial", 0, 0), "5", "proofs"),
-        (("points", 0, "rank"), 3, "rank"),
+        (("points", 0, "rank"), 15, "rank"),
+        (("points", 0, "rank"), 3, "contents"),
         (("rule",), "bp", "proofs"),
         (("circuit", "nodes", 6, "kind"), "Mask", None),
         (("dimension",), 23, "dimension"),
+        (("format",), "another", "contents"),
+        (("prime",), 7, "contents"),
+        (("symbols", 0), "x", "contents"),
+        (("circuit", "maps", 0, "weight_at", 0, 1), 1.5, "contents"),
+        (("circuit", "nodes", 1, "parents"), [-1], "contents"),
+        (("circuit", "nodes", 1, "fed"), 1.5, "contents"),
+        (("points", 0, "seed"), -1, "contents"),
+        (("points", 0, "values"), [], "contents"),
+        (("laws", 0, "given_feedback"), None, "contents"),
     ],
 )
 def test_tampering_is_caught_even_with_a_new_digest(content, path, value, caught):
@@ -55,6 +65,13 @@ def test_tampering_is_caught_even_with_a_new_digest(content, path, value, caught
     assert "digest" in [check.what for check in verify_circuit_certificate(changed) if not check.ok]
     changed["sha256"] = digest(changed)
     assert caught in [check.what for check in verify_circuit_certificate(changed) if not check.ok]
+
+
+def test_numbers_too_large_for_the_machine_are_one_line(content):
+    changed = copy.deepcopy(content)
+    changed["circuit"]["maps"][0]["weight_at"][0][0] = 10**30
+    with pytest.raises(SettingError, match="incomplete or of the wrong kind"):
+        verify_circuit_certificate({**changed, "sha256": digest(changed)})
 
 
 def test_command_line(tmp_path, monkeypatch):
@@ -82,7 +99,12 @@ def test_command_line(tmp_path, monkeypatch):
         (["--network", "conv", "--bias"], "a network has its own"),
         (["--module", "nowhere"], "module:factory"),
         (["--module", "nowhere:at_all"], "nowhere"),
-        (["--network", "conv", "--shape", "1,x"], "whole numbers"),
+        (["--network", "conv", "--shape", "1,4"], "option of --module"),
+        (["2", "3", "--shape", "2"], "option of --module"),
+        (["--module", "math:pi"], "without arguments"),
+        (["--module", "math:hypot"], "return an nn.Module"),
+        (["--module", "builtins:dict"], "return an nn.Module"),
+        (["--module", "torch.nn:Identity", "--shape", "1,x"], "whole numbers"),
     ],
 )
 def test_bad_settings_are_one_line(arguments, part):

@@ -5,11 +5,13 @@ import pytest
 import torch
 from peers import pairs
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import lawful
 from lawful import find_laws
 from lawful.errors import SettingError
 from lawful.finder.circuits import networks
+from lawful.finder.circuits.build import Builder
 from lawful.finder.circuits.networks import NETWORKS
 from lawful.finder.circuits.proof import is_law
 from lawful.finder.circuits.search import find_circuit_laws
@@ -147,9 +149,55 @@ def test_modules(module, shape, count):
     assert (found.count, found.certified) == (count, True)
 
 
+SHARED, TIED = nn.ReLU(), nn.Linear(2, 2, bias=False)
+
+
+class Skip(nn.Sequential):
+    """A Sequential in name only."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_leaves_that_are_used_twice():
+    again = nn.Sequential(nn.Linear(2, 3), SHARED, nn.Linear(3, 3), SHARED, nn.Linear(3, 1))
+    assert find_laws(again, rule="fa").count == find_laws([2, 3, 3, 1], rule="fa", bias=True).count == 6
+    net = Builder()
+    both = net.map("0.weight", 2, 2)
+    h = net.relu(net.dense(net.relu(net.dense(net.input(2), both)), both))
+    circuit = net.circuit("by hand", net.dense(h, net.map("4.weight", 1, 2, bias="4.bias")))
+    tied = nn.Sequential(TIED, SHARED, TIED, SHARED, nn.Linear(2, 1))
+    assert find_laws(tied, rule="bp").count == find_laws(circuit, rule="bp").count
+    assert find_laws(tied, rule="bp").dimension == circuit.size == 4 + 3
+
+
+def test_the_activation_is_where_the_module_has_it():
+    """Not between the layers: the network below it is linear, and its output a ReLU."""
+    above = find_laws(nn.Sequential(nn.Linear(2, 3, False), nn.Linear(3, 1, False), nn.ReLU()), rule="fa")
+    assert (above.count, above.certified) == (find_laws([2, 3, 1], rule="fa", activation="linear").count, True)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "part"),
     [
+        (
+            nn.Sequential(Skip(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), nn.Linear(2, 1)),
+            {},
+            "cannot read Skip at 0",
+        ),
+        (Skip(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), {}, "cannot read Skip"),
+        (nn.Sequential(weight_norm(nn.Linear(2, 3)), nn.ReLU(), nn.Linear(3, 2)), {}, "cannot read Parametrized"),
+        (nn.Sequential(nn.Linear(2, 3), nn.LeakyReLU(1.0), nn.Linear(3, 2)), {}, "slope 1"),
+        (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(2, 2)), {}, "reads 2"),
+        (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), {"shape": (3,)}, "expected 2 features"),
+        (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), {"activation": "linear"}, "a module has its own"),
+        (nn.Sequential(nn.Conv1d(1, 2, 2)), {"shape": 4}, "shape must be whole"),
+        (nn.Sequential(nn.Conv1d(1, 2, 2)), {"shape": (1, 2.0)}, "shape must be whole"),
+        (nn.Sequential(nn.ReLU()), {"shape": (4,)}, "no parameters"),
+        ([2, 3, 1], {"shape": (2,)}, "option of modules"),
+        (NETWORKS["attention"](), {"shape": (2,)}, "option of modules"),
+        (NETWORKS["attention"](), {"B": {"O": np.full((2, 2), np.nan)}}, "B of O must be finite"),
+        (NETWORKS["attention"](), {"B": {"O": [["a", "b"], ["c", "d"]]}}, "B of O must hold real numbers"),
         (nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh()), {"shape": (1, 4)}, "cannot read Tanh at 1"),
         (nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU()), {}, "shape="),
         (nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU()), {"shape": (1, 1)}, "too small"),

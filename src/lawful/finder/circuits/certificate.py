@@ -30,7 +30,7 @@ def certificate_of(search: CircuitSearch) -> dict[str, Any]:
     system = search.system
     content: dict[str, Any] = {
         "format": CIRCUIT_FORMAT,
-        "circuit": _circuit_data(system.circuit),
+        "circuit": circuit_data(system.circuit),
         "rule": search.rule,
         "feedback": [str(b) for b in system.exact],
         "softmax": system.softmax,
@@ -73,7 +73,8 @@ def system_of(content: Mapping[str, Any]) -> System:
     return System(circuit, family_of(content["rule"]), exact, bool(content["softmax"]))
 
 
-def _circuit_data(circuit: Circuit) -> dict[str, Any]:
+def circuit_data(circuit: Circuit) -> dict[str, Any]:
+    """Maps and nodes as plain data."""
     maps = [{"name": m.name, "weight": m.weight, "weight_at": m.weight_at.tolist(), "bias": m.bias,
              "bias_at": None if m.bias_at is None else m.bias_at.tolist()} for m in circuit.maps]  # fmt: skip
     nodes = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from lawful.errors import SettingError
+from lawful.finder.architectures import kind_of, leaves_of, refuse_slope_one
 from lawful.finder.circuits.build import Builder
 from lawful.finder.circuits.circuit import Circuit, Map
 
@@ -26,10 +28,15 @@ class Reader:
     node: int
     shape: tuple[int, ...]
     maps: dict[int, Map] = field(default_factory=dict)
+    biases: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def map(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Map:
         """The map of a leaf; a leaf that is used twice keeps its variables."""
-        if id(weight) not in self.maps:
+        made = self.maps.get(id(weight))
+        if made is not None and self.biases[id(weight)] is not bias:
+            raise ValueError("a weight that is used twice must come with the same bias")
+        if made is None:
+            self.biases[id(weight)] = bias
             dotted = f"{name}." if name else ""
             own = f"{dotted}bias" if bias is not None else ""
             self.maps[id(weight)] = self.net.map(f"{dotted}weight", *weight.shape, bias=own, name=name or "weight")
@@ -46,38 +53,47 @@ def circuit_of(module: nn.Module, shape: Sequence[int] | None = None) -> Circuit
     Raises:
         SettingError: a leaf that cannot be read, or a shape that does not fit.
     """
-    leaves = list(_leaves(module, ""))
+    leaves = leaves_of(module)
     if not leaves:
         raise SettingError("find_laws: the module has no layers")
-    start = tuple(shape) if shape is not None else _first_shape(*leaves[0])
+    for name, leaf in leaves:
+        _check_kind(name, leaf)
+    start = _first_shape(*leaves[0]) if shape is None else checked_shape(shape)
     net = Builder()
     reader = Reader(net, net.input(prod(start)), start)
     for name, leaf in leaves:
         try:
-            LEAVES[_kind(leaf)](reader, name, leaf)
+            LEAVES[kind_of(leaf)](reader, name, leaf)
         except ValueError as error:
             raise SettingError(f"find_laws: {name or type(leaf).__name__}: {error}") from error
+    if not net.maps:
+        raise SettingError("find_laws: the module has no parameters")
     return net.circuit(type(module).__name__ + f" of {len(leaves)} layers", reader.node)
 
 
-def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
-        for name, child in module.named_children():
-            yield from _leaves(child, f"{path}.{name}" if path else name)
-    elif _kind(module) in LEAVES:
-        yield path, module
-    else:
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one input.
+
+    Raises:
+        SettingError: no list of whole numbers >= 1.
+    """
+    try:
+        sizes = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise SettingError(f"find_laws: shape must be whole numbers >= 1, e.g. (channels, length); got {shape!r}")
+    return sizes
+
+
+def _check_kind(name: str, leaf: nn.Module) -> None:
+    if kind_of(leaf) not in LEAVES:
         readable = ", ".join(sorted(kind.__name__ for kind in LEAVES))
-        where = f" at {path}" if path else ""
+        where = f" at {name}" if name else ""
         raise SettingError(
-            f"find_laws: cannot read {type(module).__name__}{where}; an nn.Sequential may have {readable}. Write other "
-            "networks down with lawful.finder.circuits.build.Builder"
+            f"find_laws: cannot read {kind_of(leaf).__name__}{where}; an nn.Sequential may have {readable}. Write "
+            "other networks down with lawful.finder.circuits.build.Builder"
         )
-
-
-def _kind(leaf: nn.Module) -> type[nn.Module]:
-    """Its class, below an attached rule."""
-    return getattr(leaf, "lawful_base", type(leaf))
 
 
 def _first_shape(name: str, leaf: nn.Module) -> tuple[int, ...]:
@@ -146,6 +162,7 @@ def _average(r: Reader, name: str, leaf: Any) -> None:
 
 
 def _relu(r: Reader, name: str, leaf: Any) -> None:
+    refuse_slope_one(leaf)
     r.node = r.net.relu(r.node)
 
 

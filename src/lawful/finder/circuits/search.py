@@ -27,6 +27,7 @@ from lawful.finder.circuits.proof import is_law
 from lawful.finder.families import Family, family_of
 from lawful.finder.lie_algebra import LieRank
 from lawful.finder.polynomials import Polynomial, add_into, gradient, written
+from lawful.finder.problem import exact_array, number_array
 from lawful.rules.base import Rule
 from lawful.rules.direct_base import DirectRule
 
@@ -233,14 +234,14 @@ def _given_feedback(circuit: Circuit, family: Family, B: Mapping[str, Any]) -> n
         raise SettingError(f"find_laws: B of {circuit.name} must be a mapping from the weights' names; got a list")
     fed = set(circuit.feedback.tolist())
     expected = {m.weight: m.weight_at for m in circuit.maps if int(m.weight_at.flat[0]) in fed}
-    given = {name: np.asarray(block) for name, block in B.items()}
+    given = {name: number_array(block, f"B of {name}") for name, block in B.items()}
     shapes = {name: at.shape for name, at in expected.items()}
     got = {name: block.shape for name, block in given.items()}
     if got != shapes:
         raise SettingError(f"find_laws: B must be arrays of shapes {shapes}; got {got}")
     exact = np.array([Fraction(1)] * circuit.size, dtype=object)
     for name, at in expected.items():
-        exact[at.ravel()] = [Fraction(float(x)) if not isinstance(x, Fraction) else x for x in given[name].ravel()]
+        exact[at.ravel()] = exact_array(given[name], f"B of {name}").ravel()
     return exact
 
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from lawful.errors import SettingError
 from lawful.finder import jets
-from lawful.finder.certificate import digest
+from lawful.finder.certificate import CIRCUIT_FORMAT, digest
 from lawful.finder.circuits.arithmetic import Jets, Value
-from lawful.finder.circuits.certificate import system_of
-from lawful.finder.circuits.circuit import forward, tangent
+from lawful.finder.circuits.certificate import circuit_data, system_of
+from lawful.finder.circuits.circuit import Circuit, forward, tangent
 from lawful.finder.circuits.fields import System
-from lawful.finder.circuits.nodes import InverseRoot, Mask, Softmax, State
+from lawful.finder.circuits.nodes import Affine, Fixed, InverseRoot, Mask, Product, Softmax, State
 from lawful.finder.circuits.proof import is_law
 from lawful.finder.polynomials import Polynomial, gradient
+from lawful.finder.residues import PRIME
 from lawful.finder.verify import Check
 
 P = jets.MODULUS
@@ -41,13 +42,17 @@ def verify_circuit_certificate(content: Mapping[str, Any], progress: Progress | 
     """
     try:
         return list(_checks(content, progress))
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError, AttributeError) as error:
         raise SettingError(f"certificate: incomplete or of the wrong kind ({type(error).__name__}: {error})") from error
 
 
 def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[Check]:
     yield Check("digest", content.get("sha256") == digest(content), "SHA-256 of the contents")
     system = system_of(content)
+    odd = ", ".join(_inconsistent(content, system))
+    yield Check("contents", not odd, odd or "format, prime, network, symbols and levels fit together")
+    if odd:
+        return
     rng = np.random.default_rng(int(content["sha256"][:8], 16))
     laws: list[Polynomial] = [{tuple(m): Fraction(c) for c, m in law["polynomial"]} for law in content["laws"]]
     bad = []
@@ -74,6 +79,68 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         yield Check("rank", claims_agree and found == claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
     meets = content["count"] == content["bound"]
     yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
+
+
+def _inconsistent(content: Mapping[str, Any], system: System) -> Iterator[str]:
+    """What no check below would notice, or would trip over."""
+    if content["format"] != CIRCUIT_FORMAT:
+        yield "format"
+    if content["prime"] != PRIME:
+        yield "prime"
+    if content["circuit"] != circuit_data(system.circuit) or not _well_formed(system.circuit):
+        yield "circuit"
+        return
+    if content["feedback"] != [str(b) for b in system.exact] or len(system.exact) != system.circuit.size:
+        yield "feedback"
+        return
+    if content["softmax"] is not system.softmax:
+        yield "softmax"
+    if content["symbols"] != system.names:
+        yield "symbols"
+    if not all(isinstance(law["given_feedback"], bool) for law in content["laws"]):
+        yield "laws"
+    for point in content["points"]:
+        values, levels, samples = point["values"], point["levels"], point["samples"]
+        counts = [*levels, *samples, point["rank"], point["seed"]]
+        whole = all(isinstance(x, int) and not isinstance(x, bool) for x in [*values, *counts])
+        if not whole or len(values) != 2 * system.circuit.size or min(counts) < 0:
+            yield "points"
+        elif levels != sorted(levels) or len(samples) - len(levels) not in (0, 1) or point["rank"] < max([0, *levels]):
+            yield "levels"
+
+
+def _well_formed(circuit: Circuit) -> bool:
+    """Every node reads nodes before it, of the sizes it expects; places lie within nodes and variables.
+
+    Each variable has one owner, and flags are true or false.
+    """
+    owned = sum(m.weight_at.size + (0 if m.bias_at is None else m.bias_at.size) for m in circuit.maps)
+    flags = [getattr(node, name) for node in circuit.nodes for name in ("fed", "epsilon") if name in vars(node)]
+    if owned != circuit.size or not all(isinstance(flag, bool) for flag in flags):
+        return False
+    for number, node in enumerate(circuit.nodes):
+        if not all(0 <= parent < number for parent in node.parents):
+            return False
+        widths, tables = [node.size] * len(node.parents), list[tuple[np.ndarray, tuple[int, ...]]]()
+        match node:
+            case Affine():
+                widths = [node.width]
+                tables = [
+                    (node.places, (node.size, node.width, circuit.size)),
+                    (node.offsets, (node.size, circuit.size)),
+                ]
+            case Fixed():
+                widths, tables = [node.width], [(node.places, (node.size, node.width))]
+            case Product():
+                widths, tables = list(node.widths), [(node.places, (node.size, *node.widths))]
+            case Softmax():
+                tables = [(node.row[:, None], (node.size,))]
+            case _:
+                pass
+        inside = all(((at >= 0) & (at < np.array(below))).all() for at, below in tables)
+        if not inside or [circuit.nodes[parent].size for parent in node.parents] != widths:
+            return False
+    return True
 
 
 def _point(system: System, rng: np.random.Generator) -> np.ndarray:
