@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import allocated
 import lawful
 from cases import MLP, MLPS, feedback_gradients
 
@@ -249,6 +250,30 @@ def test_B_is_made_in_the_backward_pass_and_only_where_an_error_is_sent():
     assert Counted.made == 0
     out.sum().backward()
     assert Counted.made == 2
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lawful.FeedbackAlignment(),
+        lawful.UniformSignSymmetry(),
+        lawful.FixedMagnitudeSignSymmetry(),
+        lawful.KolenPollack(),
+    ],
+    ids=lambda rule: rule.name,
+)
+def test_a_step_needs_no_more_memory_than_backpropagation(rule):
+    """Beside the rule's own state, which is no larger than B: a B that is made is gone before ∂W is allocated."""
+    peaks = []
+    for attached in (False, True):
+        model, x = nn.Sequential(nn.Linear(5, 300), nn.Linear(300, 300), nn.Linear(300, 300)), torch.randn(3, 5)
+        if attached:
+            attachment = lawful.attach(model, rule)
+            state = sum(t.numel() for name in attachment.rules for t in attachment.state(name).values())
+            assert state <= sum(p.numel() for p in model.parameters())
+
+        peaks.append(allocated.peak(lambda model=model, x=x: model(x).square().mean().backward()))
+    assert peaks[1] <= 1.02 * peaks[0]
 
 
 def test_a_weight_changed_between_the_passes_is_noticed():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
+import allocated
 import lawful
 from lawful.ledger.ledger import Ledger
 
@@ -38,16 +38,7 @@ def training(name, rule):
 
 def peak(step):
     """The most bytes allocated at once during two steps, beyond those from before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
-        step()
-    assert record.profiler is not None and record.profiler.kineto_results is not None
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = top = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        top = max(top, now)
-    return top
+    return allocated.peak(lambda: (step(), step()))
 
 
 @pytest.mark.parametrize("rule", [None, lawful.FeedbackAlignment(seed=1)], ids=["bp", "fa"])

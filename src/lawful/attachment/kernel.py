@@ -154,8 +154,16 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
             needs = (weight_n, bias_n, *needed[count:])
 
             def compute(delta: torch.Tensor, weight: torch.Tensor, *tensors: torch.Tensor) -> Gradients:
-                B = make(weight, *tensors[:count]) if True in needs[2:] else weight
-                return gradients(delta, weight, B, tensors[count:], options, transport, needs)
+                # nothing here holds B, so that ``gradients`` can let it go before it makes room for those of W
+                return gradients(
+                    delta,
+                    weight,
+                    make(weight, *tensors[:count]) if True in needs[2:] else weight,
+                    tensors[count:],
+                    options,
+                    transport,
+                    needs,
+                )
 
             weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
             return None, weight_g, bias_g, *(None,) * count, *errors

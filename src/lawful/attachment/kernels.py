@@ -44,6 +44,7 @@ def _linear_gradients(
     error = None
     if needs[2]:
         error = delta @ B if transport is None else transport(delta, B)
+    del B
     return flat.t() @ x if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 
@@ -84,6 +85,7 @@ def _addmm_gradients(
     error = None
     if needs[2]:
         error = delta @ B.t() if transport is None else transport(delta, B, _transposed_adjoint)
+    del B
     return x.t() @ flat if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 

@@ -82,7 +82,7 @@ class Result:
         loss: training loss of the last epoch.
         accuracy: on the test set.
         angle: between the rule's gradient and backpropagation's, degrees.
-        seconds: of processor time, all epochs together.
+        seconds: of processor time, in the process that finished it.
     """
 
     task: str
