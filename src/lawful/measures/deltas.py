@@ -42,6 +42,7 @@ def agreement(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) -> Ag
         AttachmentError: the model carries no rule.
 
     >>> import lawful
+    >>> _ = torch.manual_seed(0)
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> _ = lawful.attach(net, lawful.Backprop())
     >>> found = agreement(net, lambda m: m(torch.ones(4, 2)).square().sum())
