@@ -290,7 +290,7 @@ def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None, chosen
             chosen.append(None)
             return
         trace.paused += 1
-        chosen.append(norms.handler_of(module, args, kwargs) if handler is None else handler)
+        chosen.append(norms.handler_of(module, args, kwargs, backward=not trace.trusting) if handler is None else handler)
         if chosen[-1] is None:
             trace.paused -= 1
 
@@ -302,7 +302,10 @@ def _leave(trace: Trace, chosen: Chosen) -> Callable[..., None]:
         handler = chosen.pop()
         if handler is not None:
             if trace.paused == 1:  # a leaf inside a leaf is the outer one's own business
-                handler(trace, module, args, kwargs, output)
+                read, written = ([x for x in tree_leaves(t) if isinstance(x, torch.Tensor)] for t in ((args, kwargs), output))
+                held = trace.meet(read)
+                with trace.accounting(type(module).__name__, [*read, *module.parameters()], held, written):
+                    handler(trace, module, args, kwargs, output)
             trace.paused -= 1
         trace.path.pop()
 

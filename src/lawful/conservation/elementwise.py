@@ -61,9 +61,10 @@ def curved(what: str) -> Handler:
 
 
 def power(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """x^k for a number k."""
+    """x^k for a number k; 2 ** x has its operands the other way round."""
     base, exponent = (*args, *kwargs.values())[:2]
-    if isinstance(exponent, (int, float)) and isinstance(base, torch.Tensor):
+    reflected = func.__name__ == "__rpow__"
+    if isinstance(exponent, (int, float)) and isinstance(base, torch.Tensor) and not reflected:
         homogeneous(exponent)(trace, func, args, kwargs, out)
     else:
         curved("a power with a tensor")(trace, func, args, kwargs, out)
@@ -93,8 +94,36 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
             trace.moved(labels, f"{i} of {func.__name__} {args[1:]} {kwargs}")
 
 
+def assigned(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """``x[index] = y``: these elements of x are now y's; what was there sends no error back."""
+    target, index, value = args
+    old, written = trace.labels(target), trace.labels(value)
+    if old is None and written is None:
+        return
+    labels = torch.full(target.shape, NONE) if old is None else old.clone()
+    trace.moved(labels[index], f"overwritten at {index}")
+    labels[index] = trace.full(value, torch.Size()) if written is None else written
+    trace.moved(labels[index], f"written at {index}")
+    trace.label(target, labels)
+
+
+def unfold(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """``Tensor.unfold``, and ``F.unfold`` of images, which pads with zeros."""
+    x = _first(args, kwargs)
+    labels = trace.labels(x)
+    if func is not F.unfold or labels is None:
+        structural(trace, func, args, kwargs, out)
+        return
+    settings = {**dict(zip(("kernel_size", "dilation", "padding", "stride"), args[1:], strict=False)), **kwargs}
+    settings.pop("input", None)
+    trace.moved(labels, f"unfold {settings}")
+    trace.label(out, (F.unfold((labels - ZERO).double(), **settings) + ZERO).long())
+
+
 def same(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """Casts and copies: the same channels."""
+    """Casts and copies: the same channels. Another operand only says which type."""
+    for x in args[1:]:
+        trace.labels(x)
     trace.label(out, trace.labels(_first(args, kwargs)))
 
 
@@ -143,7 +172,8 @@ def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     if labels is None:
         trace.label(result, None)
         return
-    axis = 1
+    dims = next((int(c) for c in func.__name__ if c.isdigit()), x.dim() - 2)
+    axis = x.dim() - dims - 1
     line = trace.lines(labels, axis, x.shape[axis], f"{func.__name__} mixes channels")
     shape = [1] * result.dim()
     shape[axis] = len(line)
@@ -174,6 +204,19 @@ def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
         _carried(trace, result)
 
 
+def extreme(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """``max`` and ``min``: of two tensors, or over positions."""
+    two = "other" in kwargs or (len(args) > 1 and isinstance(args[1], torch.Tensor))
+    (addition if two else reduction)(trace, func, args, kwargs, out)
+
+
+def _two(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict) -> list[Any]:
+    """The operands of a sum or a product; without the condition, which torch.where has first, Tensor.where second."""
+    if func.__name__ == "where":
+        return [x for x in (*args, *kwargs.values()) if not (isinstance(x, torch.Tensor) and x.dtype is torch.bool)]
+    return [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
+
+
 def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndarray, torch.Tensor]:
     """The distinct tuples of labels over the elements, and which tuple each element has."""
     flat = torch.stack([l.expand(shape).reshape(-1) for l in labels], dim=1)
@@ -192,9 +235,10 @@ def _parameters(trace: Trace, operands: Sequence[Any]) -> dict[int, View]:
 
 def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, difference, maximum, where: jointly homogeneous, so the operands' amounts add up to E of the result."""
-    operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
-    if "other" in kwargs:
-        operands.append(kwargs["other"])
+    operands = _two(func, args, kwargs)
+    if len(operands) != 2:  # torch.where(condition): positions
+        cut(trace, func, args, kwargs, out)
+        return
     linear = func.__name__.strip("_r") in ("add", "sub", "iadd", "isub")
     carries = func.__name__.strip("_r") in ("add", "iadd") and "alpha" not in kwargs
     parameters = _parameters(trace, operands)
@@ -241,7 +285,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
 
 def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """The product y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
-    operands = [*args[:2], *([kwargs["other"]] if "other" in kwargs else [])]
+    operands = _two(func, args, kwargs)
     labels = [
         trace.full(x, out.shape) if isinstance(x, torch.Tensor) else torch.full(out.shape, NONE) for x in operands
     ]
@@ -276,7 +320,10 @@ def masked(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 def quotient(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """A quotient a / c: linear in a; in the denominator the degree is −1."""
-    top, bottom = args[0], args[1] if len(args) > 1 else kwargs["other"]
+    top, bottom = _first(args, kwargs), args[1] if len(args) > 1 else kwargs["other"]
+    if kwargs.get("rounding_mode") is not None:
+        curved("a rounded division")(trace, func, args, kwargs, out)
+        return
     if func.__name__.startswith("__r"):
         top, bottom = bottom, top
     trace.spoil(trace.labels(bottom), "a division by it")
@@ -319,7 +366,7 @@ _STRUCTURAL = (
     "view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t unsqueeze squeeze expand "
     "expand_as chunk split tensor_split unbind __getitem__ select narrow cat concat concatenate stack hstack vstack "
     "flip roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to "
-    "ravel split_with_sizes unfold rot90 diagonal"
+    "ravel split_with_sizes rot90 diagonal"
 )
 _MOVING = frozenset(
     "chunk split tensor_split unbind __getitem__ select narrow flip roll index_select split_with_sizes unfold rot90 "
@@ -327,10 +374,10 @@ _MOVING = frozenset(
 )
 """Structural operations that change at which positions channels meet, if they are done to some and not to others."""
 _PROPERTIES = "get T,get mT"
-_SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad"
+_SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad as_tensor asarray"
 _CUT = (
     "detach argmax argmin eq ne lt gt le ge sign isnan isinf arange full ones ones_like tensor randn rand randint "
-    "empty as_tensor linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like "
+    "empty linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like "
     "empty_like new_full new_ones new_empty new_tensor logical_not logical_and logical_or bitwise_not bitwise_and "
     "any all"
 )
@@ -354,9 +401,12 @@ TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(_CUT.split(), cut),
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), zeros),
     "masked_fill": masked,
+    "setitem": assigned,
+    "unfold": unfold,
     "pad": pad,
     **dict.fromkeys([*_POOLING, *(f"{p}_with_indices" for p in _POOLING), "interpolate", "upsample"], pooling),
-    **dict.fromkeys(("sum", "mean", "max", "min", "amax", "amin"), reduction),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), reduction),
+    **dict.fromkeys(("max", "min"), extreme),
     **dict.fromkeys(("add", "sub", "subtract", "iadd", "isub", "maximum", "minimum", "where"), addition),
     **dict.fromkeys(("mul", "multiply", "imul"), product),
     **dict.fromkeys(("div", "divide", "truediv", "true_divide", "itruediv"), quotient),
