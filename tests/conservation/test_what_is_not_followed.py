@@ -134,7 +134,7 @@ def test_a_buffer_that_is_filled_carries_the_channels() -> None:
     [
         lambda h, g: h.where(h > 0, g),
         lambda h, g: torch.where(h > 0, h, g),
-        lambda h, g: torch.max(h, g),
+        torch.max,
         lambda h, g: torch.add(input=h, other=g),
     ],
 )

@@ -137,11 +137,12 @@ def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> tu
 
 @torch.enable_grad()
 def _sends_back(module: nn.Module, source: torch.Tensor, centred: bool, eps: torch.Tensor, axis: int) -> bool:
-    x = source.detach().requires_grad_()
+    x, weight = source.detach().requires_grad_(), module._parameters["weight"]
+    assert weight is not None
     signal = torch.randn_like(x)
     z = x.movedim(axis, -1).double()
     z = z - z.mean(-1, keepdim=True) if centred else z
-    normed = z / (z.square().mean(-1, keepdim=True) + eps).sqrt() * module._parameters["weight"]
+    normed = z / (z.square().mean(-1, keepdim=True) + eps).sqrt() * weight
     pair = (module.forward(x), normed.movedim(-1, axis).to(x))
     got, want = (torch.autograd.grad(y, x, signal, allow_unused=True, materialize_grads=True)[0] for y in pair)
     return bool((got - want).abs().max() <= 1e-3 * want.abs().max())
@@ -150,9 +151,7 @@ def _sends_back(module: nn.Module, source: torch.Tensor, centred: bool, eps: tor
 Handle = Callable[[Trace, Any, tuple, dict, Any], None]
 
 
-def handler_of(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict, *, backward: bool = True
-) -> Handle | None:
+def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict, *, backward: bool = True) -> Handle | None:
     """What a layer norm or an RMS norm of its author's own does to channels; None for any other module.
 
     Candidates are leaves with one vector (and a bias); which norm it is, if any, its numbers say.

@@ -51,7 +51,7 @@ class Sight:
 
 
 class Trace(TorchFunctionMode):
-    """The run being followed. Enter it, call the model, leave it, then :meth:`close`.
+    """The run being followed. Enter it, call the model, leave it, then tie it to the weights.
 
     Args:
         model: its parameters get their names from here.
@@ -163,12 +163,10 @@ class Trace(TorchFunctionMode):
         ``key`` None: σ treats channels differently, so it ends linear groups.
         """
         old, place = torch.unique(labels, return_inverse=True)
-        alive = (old >= 0).numpy()
-        new = old.clone()
+        alive, new = old >= 0, old.clone()
         ids = self.balance.fresh(int(alive.sum()), activation=True)
-        new[torch.from_numpy(alive)] = torch.from_numpy(ids)
-        source = old.numpy()[alive]
-        self.balance.read(source, ids, degree, NOT_LINEAR if key is None else key)
+        new[alive] = torch.from_numpy(ids)
+        self.balance.read(old[alive].numpy(), ids, degree, NOT_LINEAR if key is None else key)
         return new[place]
 
     def passes_by(self, labels: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -239,7 +237,7 @@ class Trace(TorchFunctionMode):
         self.inputs.setdefault(amap, []).append(labels.movedim(axis, -1))
         line = self.lines(labels, axis, into.count, f"{into.parameter} mixes positions of it")
         for ids in self._unheard:
-            line = np.where((line >= ids[0]) & (line <= ids[-1]), NONE, line)
+            line[(line >= ids[0]) & (line <= ids[-1])] = NONE
         if (line == ZERO).all():
             return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
@@ -332,7 +330,7 @@ class Trace(TorchFunctionMode):
                 else:
                     if any(self._parameter(x) for x in before):
                         self.note_unknown(name)
-                    self._unhandled(name, [labels for labels in held.values() if labels is not None], out)
+                    self._unhandled(name, [labels for x in before if (labels := self.labels(x)) is not None], out)
         return out
 
     def meet(self, operands: Sequence[torch.Tensor]) -> dict[int, torch.Tensor | None]:
@@ -341,7 +339,9 @@ class Trace(TorchFunctionMode):
         for x in operands:
             labels = self.labels(x)
             if labels is not None and torch.is_grad_enabled() and not x.requires_grad:
-                labels = self._labels[id(x)] = labels.clamp(max=NONE)
+                names = [i for ids in self._unheard for i in ids.tolist()]  # of which nothing is claimed
+                heard = (labels >= 0) & ~torch.isin(labels, torch.tensor(names, dtype=labels.dtype))
+                labels = self._labels[id(x)] = labels.masked_fill(heard, NONE)
             held[id(x)] = labels
         return held
 
@@ -382,55 +382,11 @@ class Trace(TorchFunctionMode):
             if isinstance(y, torch.Tensor):
                 self.label(y, None)
 
-    # -- the end -------------------------------------------------------------------------------------------------
-
-    def close(self, known: Callable[[Slices, AffineMap, bool], object]) -> None:
-        """Tie what was written and read to the weights.
-
-        Args:
-            known: (lines, map, written?) -> what a block of known quantities stands for.
-        """
-        maps = dict.fromkeys([*self.writers, *(amap for amap, _ in self.readers)])
-        self.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
-        for amap, uses in self.writers.items():
-            if amap not in tied and not any(s.parameter in self.loose for s in amap.slices):
-                self._tie_writer(amap, uses, known)
-        for (amap, into), uses in self.readers.items():
-            same = all(np.array_equal(uses[0][0], line) for line, _ in uses)
-            if amap not in tied and same and (amap, into) not in self.outside and into.parameter not in self.loose:
-                line, amounts = uses[0]
-                block = Known(known(into, amap, False), line)
-                total = self.balance.fresh(len(amounts), known=block)
-                self._sum_of([a for _, a in uses], [total])
-        taken = {s.parameter for amap in maps for s in amap.slices}
-        for name, uses in self.sources.items():
-            line, amounts = uses[0]
-            if name not in taken and name not in self.loose and all(np.array_equal(line, other) for other, _ in uses):
-                lines = Slices(name, (len(line),), (0,))
-                block = Known(known(lines, AffineMap(lines, None), True), line)
-                self._sum_of([a for _, a in uses], [self.balance.fresh(len(amounts), known=block)])
-
-    def _tie_writer(self, amap: AffineMap, uses: list[Ids], known: Callable[..., object]) -> None:
-        totals = [
-            self.balance.fresh(amap.channels, known=Known(known(s, amap, True), np.arange(amap.channels)))
-            for s in amap.slices
-        ]
-        self._sum_of(uses, totals, amap.groups)
-
-    def _sum_of(self, uses: Sequence[Ids], totals: Sequence[Ids], groups: int = 1) -> None:
-        at = np.arange(len(totals[0]))
-        key = 0 if groups == 1 else at * groups // len(at) + 1
-        self.balance.equate(len(at), [*((at, ids, 1) for ids in uses), *((at, ids, -1) for ids in totals)], key)
-
 
 def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
     """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
     with torch._C.DisableTorchFunctionSubclass():
         return x.grad_fn, x._base
-
-
-def _share(a: AffineMap, b: AffineMap) -> bool:
-    return any(s.overlaps(t) for s in a.slices for t in b.slices)
 
 
 def _name(func: Any) -> str:
