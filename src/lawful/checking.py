@@ -21,13 +21,15 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lawful.attachment.attachment import attach, attachment_of
+from lawful.attachment.attachment import attach
 from lawful.conservation.base import Law, LawSet, tensors
-from lawful.conservation.derive import example_input, laws_of, potentials_of
+from lawful.conservation.derive import laws_of, potentials_of
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.readout import direct_attachment, recorded
+from lawful.conservation.run import example_input
 from lawful.conservation.scale import LIMIT, ScaleLaw, at_limit
-from lawful.errors import AttachmentError, LawfulError, SettingError
+from lawful.errors import LawfulError, SettingError
+from lawful.explicit import explicit_reference
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
 
@@ -137,7 +139,7 @@ def lawcheck(
     derive = partial(laws_of, twin, inputs, named, potentials=potentials, identity=True)
     free, every = derive(output="free"), derive(output="softmax" if loss_fn is None else "free")
     laws = free.of_kind("neuron", "matrix", "bias", "range")  # exact for any error signal
-    reference = _reference(twin, potentials) if direct_attachment(twin) is None else None
+    reference = explicit_reference(twin, potentials) if direct_attachment(twin) is None else None
     unseen = _Unseen(twin, every, inputs, named, given, loss_fn)
     worst: dict[tuple[str, str], float] = {}
     for seed in range(PROBES):
@@ -341,74 +343,3 @@ def _given(model: nn.Module, feedback: Mapping[str, torch.Tensor] | None) -> Cal
     rule = FeedbackAlignment()
     states = {name: {"B": B.detach().double()} for name, B in feedback.items()}
     return lambda name: Potential(rule, partial(states.__getitem__, name)) if name in states else SQUARE
-
-
-# -- the explicit form ---------------------------------------------------------------------------------------------
-
-_AFFINE: Final = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
-
-def _reference(twin: nn.Module, potentials: Callable[[str], Potential]) -> nn.Module | None:
-    """A copy under backpropagation whose affine leaves carry the explicit form; None where it does not reach."""
-    plain = copy.deepcopy(twin)
-    try:
-        attachment_of(plain).remove()
-    except AttachmentError:
-        pass  # somebody's own code, or backpropagation
-    fed_back = {name for name, _ in plain.named_parameters(remove_duplicate=False) if potentials(name) is not SQUARE}
-    for name, module in list(plain.named_modules()):
-        weight = f"{name}.weight" if name else "weight"
-        stock = next((cls for cls in _AFFINE if isinstance(module, cls)), None)
-        if stock is None or weight not in fed_back:
-            continue
-        fed_back.discard(weight)
-        module.forward = partial(_explicit, module, stock, potentials(weight))  # type: ignore[method-assign]
-    return None if fed_back else plain
-
-
-def _explicit(module: nn.Module, stock: type[nn.Module], potential: Potential, x: torch.Tensor) -> torch.Tensor:
-    weight: Any = module.weight
-    forward = partial(_with_weight, module, stock)
-    B = potential.feedback(weight.detach())
-    if not potential.linear:
-        return _OwnTransport.apply(forward(weight, module.bias, x.detach()), x, B, potential.rule, forward)
-    echo = forward(B, None, x)
-    return forward(weight, module.bias, x.detach()) + echo - echo.detach()
-
-
-class _OwnTransport(torch.autograd.Function):
-    """The output itself, whose error reaches x by the rule's own transport; the adjoint is taken by autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, out: torch.Tensor, x: torch.Tensor, B: torch.Tensor, rule: Rule, forward: Any
-    ) -> torch.Tensor:
-        ctx.shape, ctx.B, ctx.rule, ctx.layer = x.shape, B, rule, forward
-        return out.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *deltas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        def adjoint(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-            with torch.enable_grad():
-                x = torch.zeros(ctx.shape, dtype=B.dtype, requires_grad=True)
-                return torch.autograd.grad(ctx.layer(B, None, x), x, delta)[0]
-
-        return deltas[0], ctx.rule.transport(deltas[0], ctx.B, adjoint), None, None, None
-
-
-def _with_weight(module: nn.Module, stock: type[nn.Module], weight: Any, bias: Any, x: torch.Tensor) -> torch.Tensor:
-    """The stock layer's forward pass with other weights in it."""
-    held = dict(module._parameters)
-    module._parameters.update({"weight": weight, "bias": bias})
-    try:
-        return stock.forward(module, x)
-    finally:
-        module._parameters.update(held)

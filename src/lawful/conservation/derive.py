@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lawful.affine.maps import AffineMap, is_hf_conv1d
 from lawful.affine.slices import Slices
 from lawful.attachment.attachment import Attachment, attachment_of
-from lawful.conservation import elementwise, layers, norms
+from lawful.conservation import elementwise, layers
 from lawful.conservation.balance import NOT_LINEAR, Known, Relation, Unseen
 from lawful.conservation.base import Law, LawSet
 from lawful.conservation.bias import bias_laws
@@ -27,9 +26,11 @@ from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.range import range_laws
 from lawful.conservation.readout import Readout, ReadoutGram, ReadoutLaw, ReadoutTerm, direct_attachment, readout_name
+from lawful.conservation.run import example_input, follow, undone
 from lawful.conservation.scale import ScaleLaw
 from lawful.conservation.symmetry import shift_laws
 from lawful.conservation.taps import watched
+from lawful.conservation.ties import tie
 from lawful.conservation.trace import Sight, Trace
 from lawful.errors import AttachmentError, SettingError
 from lawful.rules.base import Rule
@@ -94,7 +95,7 @@ def laws_of(
     (drawn by this run, if it is the first).
 
     Args:
-        model: any module, attached or not (then the rule is backpropagation).
+        model: any module, attached or not (then the rule is backpropagation). A frozen parameter balances nothing.
         args: example inputs, a tensor or a tuple; may be left out when the model starts with a linear layer or an
             embedding. They fix the path through the code, not the laws.
         kwargs: keyword inputs.
@@ -133,7 +134,7 @@ def laws_of(
             trace.spoil(trace.labels(y), "it is an output")
     taps = [] if direct is None else direct.taps
     readouts = {tap.reads: direct.readout(tap) for tap in taps if direct is not None}
-    trace.close(lambda slices, amap, written: _Block(slices, written, readouts.get(amap)))
+    tie(trace, lambda slices, amap, written: _Block(slices, written, readouts.get(amap)))
     potential = potentials_of(model) if potentials is None else potentials
     theta = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
     theta |= {readout_name(tap.key): torch.empty(0) for tap in taps}
@@ -209,104 +210,6 @@ def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
 def _forced(handlers: Mapping[str, Any]) -> dict[str, Any]:
     as_linear = elementwise.homogeneous()
     return {**handlers, **dict.fromkeys(elementwise.CURVED, as_linear)}
-
-
-def example_input(model: nn.Module) -> torch.Tensor:
-    """A random input for a model whose first layer says what it reads."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            weight = module.weight
-            return torch.randn(2, module.in_features, dtype=weight.dtype, device=weight.device)
-        if isinstance(module, nn.Embedding):
-            return torch.zeros(2, 3, dtype=torch.long, device=module.weight.device)
-        if next(module.children(), None) is None and next(module.parameters(), None) is not None:
-            break
-    raise SettingError(
-        f"laws_of: cannot guess an input for {type(model).__name__}; expected args, for example "
-        "laws_of(model, torch.randn(1, 3, 32, 32))"
-    )
-
-
-# -- following the run -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def undone(model: nn.Module) -> Iterator[None]:
-    """Run the model inside: its buffers and the random state come out as they went in."""
-    saved = {name: b.detach().clone() for name, b in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        yield
-    with torch.no_grad():
-        for name, b in model.named_buffers():
-            if name in saved:  # a direct rule adds its own at the first run
-                b.copy_(saved[name])
-
-
-def follow(trace: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Any:
-    """Run the model under the trace, and leave it as it was."""
-    with undone(model), _leaves_watched(trace, model), trace:
-        return model(*args, **kwargs)
-
-
-def _handler(module: nn.Module) -> layers.ModuleHandler | None:
-    """What a leaf does to channels. A class of the user's own counts as the layer whose numbers it computes."""
-    if is_hf_conv1d(module):
-        return layers.HF_CONV1D
-    for cls, handler in layers.MODULES.items():
-        if isinstance(module, cls):
-            stock = type(module).__module__.startswith(("torch.nn", "lawful.attachment"))
-            return handler if stock else layers.verified(cls, handler)
-    weight = module._parameters.get("weight")
-    lone = not module._modules and not type(module).__module__.startswith("torch.nn")
-    if lone and weight is not None and weight.dim() == 2:
-        return layers.verified(nn.Linear, layers.MODULES[nn.Linear])
-    return None
-
-
-@contextmanager
-def _leaves_watched(trace: Trace, model: nn.Module) -> Iterator[None]:
-    handles, chosen = [], []
-    for name, module in model.named_modules():
-        handles.append(
-            module.register_forward_pre_hook(_enter(trace, name, _handler(module), chosen), with_kwargs=True)
-        )
-        # first, so that the hooks of others are followed like any code behind the module
-        handles.append(module.register_forward_hook(_leave(trace, chosen), with_kwargs=True, prepend=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-Chosen = list[layers.ModuleHandler | None]
-"""What the modules that are running do to channels; None for those whose inside is followed."""
-
-
-def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None, chosen: Chosen) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
-        trace.path.append(name)
-        if trace.paused:  # inside a leaf, which accounts for it
-            chosen.append(None)
-            return
-        trace.paused += 1
-        chosen.append(norms.handler_of(module, args, kwargs) if handler is None else handler)
-        if chosen[-1] is None:
-            trace.paused -= 1
-
-    return hook
-
-
-def _leave(trace: Trace, chosen: Chosen) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict, output: Any) -> None:
-        handler = chosen.pop()
-        if handler is not None:
-            if trace.paused == 1:  # a leaf inside a leaf is the outer one's own business
-                handler(trace, module, args, kwargs, output)
-            trace.paused -= 1
-        trace.path.pop()
-
-    return hook
 
 
 # -- from relations to laws --------------------------------------------------------------------------------------
@@ -424,6 +327,3 @@ def _reasons(
         if parameter.dim() > 1 and name not in met | trace.sources.keys():
             found[name] = "how it is used is not followed"
     return found
-
-
-__all__ = ["AffineMap", "follow", "laws_of", "potentials_of"]

@@ -1,4 +1,4 @@
-"""What elementwise operations, reshapes, poolings and reductions do to channels."""
+"""What elementwise operations, poolings and reductions do to channels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from lawful.conservation import structural
 from lawful.conservation.balance import NOT_LINEAR, Ids
 from lawful.conservation.products import View, view_of
+from lawful.conservation.structural import first
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
-
-
-def _first(args: tuple[Any, ...], kwargs: dict) -> Any:
-    return args[0] if args else next(kwargs[name] for name in ("input", "self") if name in kwargs)
 
 
 def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
     """Elementwise y = σ(x) with σ(cx) = c^k σ(x) for c > 0: ⟨δ_x, x⟩ = k⟨δ_y, y⟩."""
 
     def handle(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-        labels = trace.labels(_first(args, kwargs))
+        labels = trace.labels(first(args, kwargs))
         trace.label(out, None if labels is None else trace.passes(labels, degree, 0 if linear else None))
 
     return handle
@@ -53,7 +50,7 @@ def curved(what: str) -> Handler:
     """An activation that is not homogeneous: no law passes it."""
 
     def handle(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-        trace.spoil(trace.labels(_first(args, kwargs)), f"{what} is not homogeneous")
+        trace.spoil(trace.labels(first(args, kwargs)), f"{what} is not homogeneous")
         for y in tree_leaves(out):
             trace.label(y, None)
 
@@ -61,41 +58,20 @@ def curved(what: str) -> Handler:
 
 
 def power(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """x^k for a number k."""
+    """x^k for a number k; 2 ** x has its operands the other way round."""
     base, exponent = (*args, *kwargs.values())[:2]
-    if isinstance(exponent, (int, float)) and isinstance(base, torch.Tensor):
+    reflected = func.__name__ == "__rpow__"
+    if isinstance(exponent, (int, float)) and isinstance(base, torch.Tensor) and not reflected:
         homogeneous(exponent)(trace, func, args, kwargs, out)
     else:
         curved("a power with a tensor")(trace, func, args, kwargs, out)
 
 
-def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """Reshapes, slices, joins: the labels go the same way as the elements."""
-    present = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    found = {id(x): trace.labels(x) for x in present if x.is_floating_point()}
-    if all(labels is None for labels in found.values()):
-        for y in tree_leaves(out):
-            if isinstance(y, torch.Tensor):
-                trace.label(y, None)
-        return
-
-    def swap(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor) or id(x) not in found:
-            return x
-        labels = found[id(x)]
-        return torch.full(x.shape, NONE) if labels is None else labels
-
-    moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
-    moving = func.__name__ in _MOVING
-    for i, (y, labels) in enumerate(zip(tree_leaves(out), tree_leaves(moved), strict=True)):
-        trace.label(y, labels)
-        if moving:
-            trace.moved(labels, f"{i} of {func.__name__} {args[1:]} {kwargs}")
-
-
 def same(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """Casts and copies: the same channels."""
-    trace.label(out, trace.labels(_first(args, kwargs)))
+    """Casts and copies: the same channels. Another operand only says which type."""
+    for x in args[1:]:
+        trace.labels(x)
+    trace.label(out, trace.labels(first(args, kwargs)))
 
 
 def cut(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -110,25 +86,6 @@ def zeros(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs:
     trace.label(out, torch.full(out.shape, ZERO))
 
 
-def pad(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-    """Zero, reflect, replicate, circular padding keep a law; a constant other than zero ends it."""
-    x = _first(args, kwargs)
-    labels = trace.labels(x)
-    width = args[1] if len(args) > 1 else kwargs["pad"]
-    mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
-    value = args[3] if len(args) > 3 else kwargs.get("value")
-    if labels is None:
-        trace.label(out, None)
-        return
-    trace.moved(labels, f"pad {width}")
-    if mode == "constant":
-        if value:
-            trace.spoil(labels, f"padding with the constant {value}")
-        trace.label(out, F.pad(labels.double(), width, value=NONE if value else ZERO).long())
-    else:
-        trace.label(out, F.pad(labels.double(), width, mode=mode).long())
-
-
 def _clipped(args: tuple[Any, ...], kwargs: dict) -> bool:
     """Whether windows of an average pool may hang over the edge."""
     padding = args[3] if len(args) > 3 else kwargs.get("padding", 0)
@@ -137,13 +94,14 @@ def _clipped(args: tuple[Any, ...], kwargs: dict) -> bool:
 
 def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Max, average, adaptive pooling and resizing: homogeneous, channel by channel (axis 1 of a batch)."""
-    x = _first(args, kwargs)
+    x = first(args, kwargs)
     labels = trace.labels(x)
     result = out[0] if isinstance(out, tuple) else out
     if labels is None:
         trace.label(result, None)
         return
-    axis = 1
+    dims = next((int(c) for c in func.__name__ if c.isdigit()), x.dim() - 2)
+    axis = x.dim() - dims - 1
     line = trace.lines(labels, axis, x.shape[axis], f"{func.__name__} mixes channels")
     shape = [1] * result.dim()
     shape[axis] = len(line)
@@ -154,7 +112,7 @@ def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
 
 def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, mean, max, min over positions: homogeneous where the channel does not change along the axes."""
-    x = _first(args, kwargs)
+    x = first(args, kwargs)
     labels = trace.labels(x)
     result = out if isinstance(out, torch.Tensor) else out[0]
     dims = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
@@ -172,6 +130,19 @@ def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
     trace.label(result, trace.passes(top, 1, key).reshape(result.shape))
     if func.__name__ == "mean" and not bool((labels == ZERO).any()):
         _carried(trace, result)
+
+
+def extreme(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """``max`` and ``min``: of two tensors, or over positions."""
+    two = "other" in kwargs or (len(args) > 1 and isinstance(args[1], torch.Tensor))
+    (addition if two else reduction)(trace, func, args, kwargs, out)
+
+
+def _two(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict) -> list[Any]:
+    """The operands of a sum or a product; without the condition, which torch.where has first, Tensor.where second."""
+    if func.__name__ == "where":
+        return [x for x in (*args, *kwargs.values()) if not (isinstance(x, torch.Tensor) and x.dtype is torch.bool)]
+    return [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
 
 
 def _classes(labels: Sequence[torch.Tensor], shape: torch.Size) -> tuple[np.ndarray, torch.Tensor]:
@@ -192,9 +163,10 @@ def _parameters(trace: Trace, operands: Sequence[Any]) -> dict[int, View]:
 
 def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Sum, difference, maximum, where: jointly homogeneous, so the operands' amounts add up to E of the result."""
-    operands = [x for x in (args if func.__name__ != "where" else args[1:])[:2]]
-    if "other" in kwargs:
-        operands.append(kwargs["other"])
+    operands = _two(func, args, kwargs)
+    if len(operands) != 2:  # torch.where(condition): positions
+        cut(trace, func, args, kwargs, out)
+        return
     linear = func.__name__.strip("_r") in ("add", "sub", "iadd", "isub")
     carries = func.__name__.strip("_r") in ("add", "iadd") and "alpha" not in kwargs
     parameters = _parameters(trace, operands)
@@ -241,7 +213,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
 
 def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """The product y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
-    operands = [*args[:2], *([kwargs["other"]] if "other" in kwargs else [])]
+    operands = _two(func, args, kwargs)
     labels = [
         trace.full(x, out.shape) if isinstance(x, torch.Tensor) else torch.full(out.shape, NONE) for x in operands
     ]
@@ -276,7 +248,10 @@ def masked(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 def quotient(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """A quotient a / c: linear in a; in the denominator the degree is −1."""
-    top, bottom = args[0], args[1] if len(args) > 1 else kwargs["other"]
+    top, bottom = first(args, kwargs), args[1] if len(args) > 1 else kwargs["other"]
+    if kwargs.get("rounding_mode") is not None:
+        curved("a rounded division")(trace, func, args, kwargs, out)
+        return
     if func.__name__.startswith("__r"):
         top, bottom = bottom, top
     trace.spoil(trace.labels(bottom), "a division by it")
@@ -315,22 +290,10 @@ CURVED: Final = {
 }
 """Functions that are not homogeneous, and how a reason calls them."""
 
-_STRUCTURAL = (
-    "view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t unsqueeze squeeze expand "
-    "expand_as chunk split tensor_split unbind __getitem__ select narrow cat concat concatenate stack hstack vstack "
-    "flip roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to "
-    "ravel split_with_sizes unfold rot90 diagonal"
-)
-_MOVING = frozenset(
-    "chunk split tensor_split unbind __getitem__ select narrow flip roll index_select split_with_sizes unfold rot90 "
-    "diagonal".split()
-)
-"""Structural operations that change at which positions channels meet, if they are done to some and not to others."""
-_PROPERTIES = "get T,get mT"
-_SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad"
+_SAME = "to float double half bfloat16 type type_as cpu cuda identity checkpoint requires_grad as_tensor asarray"
 _CUT = (
     "detach argmax argmin eq ne lt gt le ge sign isnan isinf arange full ones ones_like tensor randn rand randint "
-    "empty as_tensor linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like "
+    "empty linspace bool long int bernoulli multinomial one_hot eye full_like rand_like randn_like "
     "empty_like new_full new_ones new_empty new_tensor logical_not logical_and logical_or bitwise_not bitwise_and "
     "any all"
 )
@@ -349,14 +312,14 @@ TABLE: Final[dict[str, Handler]] = {
     "square": homogeneous(2),
     "sqrt": homogeneous(0.5),
     "pow": power,
-    **dict.fromkeys([*_STRUCTURAL.split(), *_PROPERTIES.split(",")], structural),
+    **structural.TABLE,
     **dict.fromkeys(_SAME.split(), same),
     **dict.fromkeys(_CUT.split(), cut),
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), zeros),
     "masked_fill": masked,
-    "pad": pad,
     **dict.fromkeys([*_POOLING, *(f"{p}_with_indices" for p in _POOLING), "interpolate", "upsample"], pooling),
-    **dict.fromkeys(("sum", "mean", "max", "min", "amax", "amin"), reduction),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), reduction),
+    **dict.fromkeys(("max", "min"), extreme),
     **dict.fromkeys(("add", "sub", "subtract", "iadd", "isub", "maximum", "minimum", "where"), addition),
     **dict.fromkeys(("mul", "multiply", "imul"), product),
     **dict.fromkeys(("div", "divide", "truediv", "true_divide", "itruediv"), quotient),

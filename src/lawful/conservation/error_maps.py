@@ -76,9 +76,10 @@ class FeedbackOf:
         return self._hops[reads]
 
     def once(self, amap: AffineMap) -> Ids | None:
-        """The channels that a map writes, if it runs once and its weights have no other role."""
+        """The channels that a map writes, if it runs once and its weights have no other role and are learned."""
         uses = self.trace.writers.get(amap, ())
-        return uses[0] if len(uses) == 1 and amap not in self.trace.tied else None
+        free = amap not in self.trace.tied and not any(s.parameter in self.trace.loose for s in amap.slices)
+        return uses[0] if len(uses) == 1 and free else None
 
     def _of_layer(self, amap: AffineMap) -> list[Hop]:
         onward, inputs = self.once(amap), self.trace.inputs.get(amap, ())

@@ -229,12 +229,13 @@ MODULES: Final[dict[type[nn.Module], ModuleHandler]] = {
 
 
 def verified(cls: type[nn.Module], handler: ModuleHandler) -> ModuleHandler:
-    """``handler`` for a module with code of its own, if its output is that of ``cls``; otherwise it is unknown."""
+    """``handler`` for a module with code of its own, if it computes what ``cls`` does, and sends back the same errors.
+
+    Otherwise it is unknown. A trusting trace does not ask about the errors.
+    """
 
     def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-        with torch.no_grad():
-            alike = _matches(cls, module, args, kwargs, out)
-        if alike:
+        if _matches(cls, module, args, kwargs, out, backward=not trace.trusting):
             handler(trace, module, args, kwargs, out)
             return
         for x in tree_leaves((args, kwargs)):
@@ -247,7 +248,9 @@ def verified(cls: type[nn.Module], handler: ModuleHandler) -> ModuleHandler:
     return handle
 
 
-def _matches(cls: type[nn.Module], module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> bool:
+def _matches(
+    cls: type[nn.Module], module: Any, args: tuple[Any, ...], kwargs: dict, out: Any, *, backward: bool
+) -> bool:
     x = args[0] if args else kwargs.get("input")
     if not isinstance(out, torch.Tensor) or not isinstance(x, torch.Tensor) or not x.is_floating_point():
         return False
@@ -257,7 +260,21 @@ def _matches(cls: type[nn.Module], module: Any, args: tuple[Any, ...], kwargs: d
         expected = torch.nn.functional.linear(x, module.weight, module._parameters.get("bias"))
     else:
         expected = cls.forward(module, *args, **kwargs)
-    return expected.shape == out.shape and torch.allclose(expected, out, rtol=1e-4, atol=1e-5)
+    if expected.shape != out.shape or not torch.allclose(expected, out, rtol=1e-4, atol=1e-5):
+        return False
+    return not backward or _same_errors(expected, out, [x, *module.parameters()])
+
+
+def _same_errors(expected: torch.Tensor, out: torch.Tensor, inputs: list[torch.Tensor]) -> bool:
+    """Whether two tensors send the same errors to the inputs that they come from."""
+    if not (expected.requires_grad and out.requires_grad):
+        return expected.requires_grad == out.requires_grad
+    signal, inputs = torch.randn_like(out), [x for x in inputs if x.requires_grad]
+    got, want = (
+        torch.autograd.grad(y, inputs, signal, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for y in (out, expected)
+    )
+    return all(torch.allclose(g, w, rtol=1e-4, atol=1e-5) for g, w in zip(got, want, strict=True))
 
 
 HF_CONV1D: Final = _module(maps.transposed_linear, -1)

@@ -106,11 +106,12 @@ def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 @torch.no_grad()
-def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float, int] | None:
+def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> tuple[bool, float, int] | None:
     """Whether γ x̂ + β is what a module computes, judged by its numbers: (centred?, eps, axis), or None if it is not.
 
     The output gives 1/√(v + ε) at every position, and so ε. A norm that computes in single precision on double inputs
-    has that rounding for its ε: no sharper than that is its scale unseen.
+    has that rounding for its ε: no sharper than that is its scale unseen. ``backward``: also that the errors which it
+    sends back are those of γ x̂ + β.
     """
     weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
     if not x.is_floating_point() or x.dim() < 2 or weight is None or weight.numel() not in (x.shape[-1], x.shape[1]):
@@ -119,7 +120,7 @@ def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float, int] | No
     out = module.forward(x)
     if not isinstance(out, torch.Tensor) or out.shape != x.shape or not bool((weight != 0).all()):
         return None
-    x, out = x.movedim(axis, -1), out.movedim(axis, -1)
+    source, x, out = x, x.movedim(axis, -1), out.movedim(axis, -1)
     y = ((out if bias is None else out - bias) / weight).double()
     own, coarse = 64 * torch.finfo(x.dtype).eps, 64 * torch.finfo(torch.float32).eps
     for centred in (False, True):
@@ -129,15 +130,28 @@ def computes(module: nn.Module, x: torch.Tensor) -> tuple[bool, float, int] | No
         eps = ((y * z).mean(-1, keepdim=True).div(v) ** -2 - v).median()
         eps = torch.where(eps.abs() <= own * v.max(), 0.0, eps).clamp(min=0)
         error = float((y - z / (v + eps).sqrt()).abs().max() / y.abs().max())
-        if error <= max(own, coarse):
+        if error <= max(own, coarse) and (not backward or _sends_back(module, source, centred, eps, axis)):
             return centred, max(float(eps), 0.0 if error <= own else error), axis
     return None
+
+
+@torch.enable_grad()
+def _sends_back(module: nn.Module, source: torch.Tensor, centred: bool, eps: torch.Tensor, axis: int) -> bool:
+    x, weight = source.detach().requires_grad_(), module._parameters["weight"]
+    assert weight is not None
+    signal = torch.randn_like(x)
+    z = x.movedim(axis, -1).double()
+    z = z - z.mean(-1, keepdim=True) if centred else z
+    normed = z / (z.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    pair = (module.forward(x), normed.movedim(-1, axis).to(x))
+    got, want = (torch.autograd.grad(y, x, signal, allow_unused=True, materialize_grads=True)[0] for y in pair)
+    return bool((got - want).abs().max() <= 1e-3 * want.abs().max())
 
 
 Handle = Callable[[Trace, Any, tuple, dict, Any], None]
 
 
-def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Handle | None:
+def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict, *, backward: bool = True) -> Handle | None:
     """What a layer norm or an RMS norm of its author's own does to channels; None for any other module.
 
     Candidates are leaves with one vector (and a bias); which norm it is, if any, its numbers say.
@@ -148,7 +162,7 @@ def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> Handle
     if set(own) not in ({"weight"}, {"weight", "bias"}) or not all(p is None or p.dim() == 1 for p in own.values()):
         return None
     (x,) = (*args, *kwargs.values())
-    found = computes(module, x) if isinstance(x, torch.Tensor) else None
+    found = computes(module, x, backward=backward) if isinstance(x, torch.Tensor) else None
     if found is None:
         return None
     centred, eps, axis = found

@@ -52,6 +52,8 @@ def view_of(trace: Trace, x: object) -> View | None:
         return None
     with torch._C.DisableTorchFunctionSubclass():  # a registered weight is a subclass that refuses to be asked
         base = x if id(x) in trace.names else x._base
+        if torch.is_grad_enabled() and not x.requires_grad:
+            return None  # frozen, or viewed without a graph: no gradient reaches the parameter
         if base is None or id(base) not in trace.names or not base.is_contiguous() or not x.numel():
             return None
         sizes, strides, rows = x.shape, x.stride(), base.shape[0] if base.dim() else 1

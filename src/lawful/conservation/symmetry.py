@@ -174,7 +174,7 @@ def shift_laws(trace: Trace) -> Iterator[Law]:
     """Shift laws of every writer."""
     eyes = Blindness(trace)
     for amap, uses in trace.writers.items():
-        if amap in trace.tied:
+        if amap in trace.tied or any(s.parameter in trace.loose for s in amap.slices):
             continue
         if amap.out is not None and amap.groups == 1:
             part = eyes.parts(uses, constant=False)

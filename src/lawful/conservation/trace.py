@@ -7,7 +7,8 @@ tensor does the same to its labels, so flatten blocks, heads, chunks and residua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ NONE = -1
 """Label of an element of no channel: its E is not followed."""
 ZERO = -2
 """Label of an element that is always zero (padding): it belongs to any channel."""
+
+Held = Mapping[int, torch.Tensor | None]
+"""Labels by the id of a tensor."""
 
 Handler = Callable[["Trace", Callable[..., Any], tuple, dict, Any], None]
 
@@ -47,7 +51,7 @@ class Sight:
 
 
 class Trace(TorchFunctionMode):
-    """The run being followed. Enter it, call the model, leave it, then :meth:`close`.
+    """The run being followed. Enter it, call the model, leave it, then tie it to the weights.
 
     Args:
         model: its parameters get their names from here.
@@ -64,6 +68,10 @@ class Trace(TorchFunctionMode):
         self.loose: dict[str, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
+            if not parameter.requires_grad:
+                self.loose[name] = f"{name} is frozen"
+            elif parameter.is_complex():
+                self.loose[name] = f"{name} is complex"
         self.unknown: list[str] = []
         self.path: list[str] = []
         self.norms: list[Sight] = []
@@ -81,6 +89,8 @@ class Trace(TorchFunctionMode):
         self._unheard: list[Ids] = []
         self._labels: dict[int, torch.Tensor | None] = {}
         self._alive: list[object] = []
+        self._asked: set[int] = set()
+        self._used: set[str] = set()
         self._nodes: dict[object, torch.Tensor | None] = {}
         self.paused = 0
 
@@ -99,6 +109,7 @@ class Trace(TorchFunctionMode):
             return None
         node, _ = _node(x)
         hidden = node is not None and node not in self._nodes
+        self._asked.add(id(x))
         if id(x) not in self._labels or (hidden and not self.trusting):
             self._foreign(x)  # perhaps made by known operations, inside a Function with a backward pass of its own
         return self._labels[id(x)]
@@ -117,6 +128,7 @@ class Trace(TorchFunctionMode):
         if id(base) in self.names:  # it stands for a parameter
             self.label(tensor, None)
             return
+        self.spoil(self._labels.get(id(tensor)), f"{made_by.name() if made_by else '?'} is unknown")
         front, seen = [made_by], set()
         while front:
             node = front.pop()
@@ -151,12 +163,10 @@ class Trace(TorchFunctionMode):
         ``key`` None: σ treats channels differently, so it ends linear groups.
         """
         old, place = torch.unique(labels, return_inverse=True)
-        alive = (old >= 0).numpy()
-        new = old.clone()
+        alive, new = old >= 0, old.clone()
         ids = self.balance.fresh(int(alive.sum()), activation=True)
-        new[torch.from_numpy(alive)] = torch.from_numpy(ids)
-        source = old.numpy()[alive]
-        self.balance.read(source, ids, degree, NOT_LINEAR if key is None else key)
+        new[alive] = torch.from_numpy(ids)
+        self.balance.read(old[alive].numpy(), ids, degree, NOT_LINEAR if key is None else key)
         return new[place]
 
     def passes_by(self, labels: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -216,6 +226,7 @@ class Trace(TorchFunctionMode):
         into = amap.into if into is None else into
         if into is None:
             return
+        self._used.add(into.parameter)
         if labels is None:
             self.outside.add((amap, into))
             return
@@ -226,7 +237,7 @@ class Trace(TorchFunctionMode):
         self.inputs.setdefault(amap, []).append(labels.movedim(axis, -1))
         line = self.lines(labels, axis, into.count, f"{into.parameter} mixes positions of it")
         for ids in self._unheard:
-            line = np.where((line >= ids[0]) & (line <= ids[-1]), NONE, line)
+            line[(line >= ids[0]) & (line <= ids[-1])] = NONE
         if (line == ZERO).all():
             return  # it reads nothing
         channels, number = np.unique(line, return_inverse=True)
@@ -266,6 +277,7 @@ class Trace(TorchFunctionMode):
 
         ``elements`` numbers its elements. One that reaches several classes contributes to none of them in a known way.
         """
+        self._used.add(name)
         size = elements.numel()
         element = elements.expand(place.shape).reshape(-1)
         of = place.reshape(-1)
@@ -285,6 +297,7 @@ class Trace(TorchFunctionMode):
 
     def write(self, amap: AffineMap) -> Ids:
         """The producer side of an affine map: its new channels."""
+        self._used |= {s.parameter for s in amap.slices}
         ids = self.balance.fresh(amap.channels, activation=True)
         self.writers.setdefault(amap, []).append(ids)
         return ids
@@ -303,25 +316,62 @@ class Trace(TorchFunctionMode):
             return func(*args, **kwargs)
         name = _name(func)
         before = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        for x in before:
-            self.labels(x)  # a tensor from nowhere is noticed before it is overwritten
-        held = {id(x): self._labels[id(x)] for x in before}
+        held = self.meet(before)  # a tensor from nowhere is noticed before it is overwritten
         out = func(*args, **kwargs)
         for x in before:  # an operation in place gave it another node
             if (node := _node(x)[0]) is not None:
                 self._nodes.setdefault(node, held[id(x)])
+        after = [y for y in tree_leaves(args[0] if name == "setitem" else out) if isinstance(y, torch.Tensor)]
         handler = self.handlers.get(name)
+        if after:
+            with self.accounting(name, before, held, after):
+                if handler is not None:
+                    handler(self, func, args, kwargs, out)
+                else:
+                    if any(self._parameter(x) for x in before):
+                        self.note_unknown(name)
+                    self._unhandled(name, [labels for x in before if (labels := self.labels(x)) is not None], out)
+        return out
+
+    def meet(self, operands: Sequence[torch.Tensor]) -> dict[int, torch.Tensor | None]:
+        """The labels of what an operation is about to read; what was made without a graph sends no error back."""
+        held = {}
+        for x in operands:
+            labels = self.labels(x)
+            if labels is not None and torch.is_grad_enabled() and not x.requires_grad:
+                names = [i for ids in self._unheard for i in ids.tolist()]  # of which nothing is claimed
+                heard = (labels >= 0) & ~torch.isin(labels, torch.tensor(names, dtype=labels.dtype))
+                labels = self._labels[id(x)] = labels.masked_fill(heard, NONE)
+            held[id(x)] = labels
+        return held
+
+    @contextmanager
+    def accounting(
+        self, what: str, operands: Sequence[torch.Tensor], held: Held, outputs: Sequence[torch.Tensor]
+    ) -> Iterator[None]:
+        """Tell inside what an operation does. Operands and parameters that are not asked for there are spoiled."""
+        self._asked, self._used = set(), set()
         self.paused += 1
         try:
-            if handler is not None:
-                handler(self, func, args, kwargs, out)
-            elif any(isinstance(y, torch.Tensor) for y in tree_leaves(out)):
-                if any(id(of) in self.names for x in before for of in (x, _node(x)[1])):
-                    self.note_unknown(name)
-                self._unhandled(name, [labels for labels in held.values() if labels is not None], out)
+            yield
         finally:
             self.paused -= 1
-        return out
+        read = {name for x in operands if (name := self._parameter(x)) is not None}
+        why = f"is used by {what} in a way that is not followed"
+        if not torch.is_grad_enabled() and not self.trusting:  # a custom Function may give it a gradient all the same
+            self.loose.update({name: f"{name} is used without a graph" for name in read | self._used})
+        if not any(y.requires_grad for y in outputs):
+            return
+        for x in operands:
+            if id(x) not in self._asked:
+                self.spoil(held.get(id(x)), f"it {why}")
+        viewed = {self._parameter(y) for y in outputs}
+        for name in read - self._used - viewed:
+            self.loose.setdefault(name, f"{name} {why}")
+
+    def _parameter(self, x: torch.Tensor) -> str | None:
+        """The parameter that a tensor is or views."""
+        return self.names.get(id(x)) or self.names.get(id(_node(x)[1]))
 
     def _unhandled(self, name: str, read: Sequence[torch.Tensor], out: Any) -> None:
         for labels in read:
@@ -332,55 +382,11 @@ class Trace(TorchFunctionMode):
             if isinstance(y, torch.Tensor):
                 self.label(y, None)
 
-    # -- the end -------------------------------------------------------------------------------------------------
-
-    def close(self, known: Callable[[Slices, AffineMap, bool], object]) -> None:
-        """Tie what was written and read to the weights.
-
-        Args:
-            known: (lines, map, written?) -> what a block of known quantities stands for.
-        """
-        maps = dict.fromkeys([*self.writers, *(amap for amap, _ in self.readers)])
-        self.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
-        for amap, uses in self.writers.items():
-            if amap not in tied and not any(s.parameter in self.loose for s in amap.slices):
-                self._tie_writer(amap, uses, known)
-        for (amap, into), uses in self.readers.items():
-            same = all(np.array_equal(uses[0][0], line) for line, _ in uses)
-            if amap not in tied and same and (amap, into) not in self.outside and into.parameter not in self.loose:
-                line, amounts = uses[0]
-                block = Known(known(into, amap, False), line)
-                total = self.balance.fresh(len(amounts), known=block)
-                self._sum_of([a for _, a in uses], [total])
-        taken = {s.parameter for amap in maps for s in amap.slices}
-        for name, uses in self.sources.items():
-            line, amounts = uses[0]
-            if name not in taken and name not in self.loose and all(np.array_equal(line, other) for other, _ in uses):
-                lines = Slices(name, (len(line),), (0,))
-                block = Known(known(lines, AffineMap(lines, None), True), line)
-                self._sum_of([a for _, a in uses], [self.balance.fresh(len(amounts), known=block)])
-
-    def _tie_writer(self, amap: AffineMap, uses: list[Ids], known: Callable[..., object]) -> None:
-        totals = [
-            self.balance.fresh(amap.channels, known=Known(known(s, amap, True), np.arange(amap.channels)))
-            for s in amap.slices
-        ]
-        self._sum_of(uses, totals, amap.groups)
-
-    def _sum_of(self, uses: Sequence[Ids], totals: Sequence[Ids], groups: int = 1) -> None:
-        at = np.arange(len(totals[0]))
-        key = 0 if groups == 1 else at * groups // len(at) + 1
-        self.balance.equate(len(at), [*((at, ids, 1) for ids in uses), *((at, ids, -1) for ids in totals)], key)
-
 
 def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
     """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
     with torch._C.DisableTorchFunctionSubclass():
         return x.grad_fn, x._base
-
-
-def _share(a: AffineMap, b: AffineMap) -> bool:
-    return any(s.overlaps(t) for s in a.slices for t in b.slices)
 
 
 def _name(func: Any) -> str:

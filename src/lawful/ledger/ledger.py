@@ -15,6 +15,7 @@ from lawful.conservation.base import Law, LawSet
 from lawful.conservation.combination import Moves, moves
 from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import expand_together
+from lawful.conservation.run import learning
 from lawful.errors import SettingError
 from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
 
@@ -95,7 +96,10 @@ class Ledger:
                 f"Ledger: expected split_every >= 1 and record_every >= 0; got {split_every} and {record_every}"
             )
         self.model, self.optimizer = model, optimizer
-        self.laws = laws_of(model, args).of_kind("neuron", "scale", "shift", "bias") if laws is None else laws
+        if laws is None:
+            with learning(model):  # what a frozen layer withholds has a part of its own
+                laws = laws_of(model, args).of_kind("neuron", "scale", "shift", "bias")
+        self.laws = laws
         self.split_every, self.record_every = split_every, record_every
         names = {name for law in self.laws for name in law.parameters}
         everything = dict(model.named_parameters(remove_duplicate=False))

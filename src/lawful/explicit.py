@@ -1,0 +1,84 @@
+"""The explicit form of feedback, y = f(x₀, W) + f(x − x₀, B) at x₀ = x held fixed: an independent reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from lawful.attachment.attachment import attachment_of
+from lawful.conservation.potential import SQUARE, Potential
+from lawful.errors import AttachmentError
+from lawful.rules.base import Rule
+
+_AFFINE: Final = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def explicit_reference(twin: nn.Module, potentials: Callable[[str], Potential]) -> nn.Module | None:
+    """A copy under backpropagation whose affine leaves carry the explicit form; None where it does not reach."""
+    plain = copy.deepcopy(twin)
+    try:
+        attachment_of(plain).remove()
+    except AttachmentError:
+        pass  # somebody's own code, or backpropagation
+    fed_back = {name for name, _ in plain.named_parameters(remove_duplicate=False) if potentials(name) is not SQUARE}
+    for name, module in list(plain.named_modules()):
+        weight = f"{name}.weight" if name else "weight"
+        stock = next((cls for cls in _AFFINE if isinstance(module, cls)), None)
+        if stock is None or weight not in fed_back:
+            continue
+        fed_back.discard(weight)
+        module.forward = partial(_explicit, module, stock, potentials(weight))  # type: ignore[method-assign]
+    return None if fed_back else plain
+
+
+def _explicit(module: nn.Module, stock: type[nn.Module], potential: Potential, x: torch.Tensor) -> torch.Tensor:
+    weight: Any = module.weight
+    forward = partial(_with_weight, module, stock)
+    B = potential.feedback(weight.detach())
+    if not potential.linear:
+        return _OwnTransport.apply(forward(weight, module.bias, x.detach()), x, B, potential.rule, forward)
+    echo = forward(B, None, x)
+    return forward(weight, module.bias, x.detach()) + echo - echo.detach()
+
+
+class _OwnTransport(torch.autograd.Function):
+    """The output itself, whose error reaches x by the rule's own transport; the adjoint is taken by autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: torch.Tensor, x: torch.Tensor, B: torch.Tensor, rule: Rule, forward: Any
+    ) -> torch.Tensor:
+        ctx.shape, ctx.B, ctx.rule, ctx.layer = x.shape, B, rule, forward
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        def adjoint(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = torch.zeros(ctx.shape, dtype=B.dtype, requires_grad=True)
+                return torch.autograd.grad(ctx.layer(B, None, x), x, delta)[0]
+
+        return deltas[0], ctx.rule.transport(deltas[0], ctx.B, adjoint), None, None, None
+
+
+def _with_weight(module: nn.Module, stock: type[nn.Module], weight: Any, bias: Any, x: torch.Tensor) -> torch.Tensor:
+    """The stock layer's forward pass with other weights in it."""
+    held = dict(module._parameters)
+    module._parameters.update({"weight": weight, "bias": bias})
+    try:
+        return stock.forward(module, x)
+    finally:
+        module._parameters.update(held)
