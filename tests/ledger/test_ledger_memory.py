@@ -1,4 +1,4 @@
-"""Bytes that a step with a ledger needs beyond a step without one, counted by the allocator's own events."""
+"""Bytes that a step with a ledger needs beyond a step without one, counted as tensors come and go."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def keep_from_ddp(model: nn.Module, sites: Iterable[Site]) -> None:
         f"{site.prefix}." * bool(site.prefix) + buffer
         for site in sites
         if isinstance(site.module, FeedbackLeaf)
-        for buffer in site.module.lawful_buffers[site.weight].values()
+        for buffer in site.module.lawful_feedback[site.weight].buffers.values()
     ]
     before = model.__dict__.get(_IGNORED)
     model.__dict__[_BEFORE] = before

@@ -9,9 +9,11 @@ of it is kept is for the compiler to decide.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from lawful.attachment.guard import final
@@ -56,13 +58,16 @@ class Forward(Protocol):
 
 
 class Backward(Protocol):
-    """(∂W, ∂b, errors sent to the inputs …), the last by B where W stands; None where ``needs`` says no."""
+    """(∂W, ∂b, errors sent to the inputs …), the last by B = feedback() where W stands; None where ``needs`` says no.
+
+    A B that nobody holds is gone before the gradient of W is allocated.
+    """
 
     def __call__(
         self,
         delta: torch.Tensor,
         weight: torch.Tensor,
-        B: torch.Tensor,
+        feedback: Callable[[], torch.Tensor],
         inputs: tuple[torch.Tensor, ...],
         options: Any,
         transport: Transport | None,
@@ -139,34 +144,23 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
         ctx.save_for_backward(weight, B, *rest)
         ctx.save_for_forward(weight, B, *rest)
 
+    def differentiate(ctx: Any, delta: torch.Tensor, weight: torch.Tensor, *tensors: torch.Tensor) -> Gradients:
+        options, make, transport, count, _ = ctx.call
+        needs = ctx.needs_input_grad[1 : 3 + count]
+        feedback = partial(make, weight, *tensors[count:])
+        return gradients(delta, weight, feedback, tensors[:count], options, transport, needs)
+
     class Eager(Function):
         @staticmethod
         def forward(ctx: Any, call: Any, weight: Any, bias: Any, *tensors: Any) -> Any:
-            ctx.save_for_backward(weight, *tensors)  # what B is made of, then the inputs
+            ctx.save_for_backward(weight, *tensors)  # the inputs, then what B is made of
             ctx.call = call
-            options, _, _, count = call
-            return forward(weight, bias, tensors[count:], options)
+            options, _, _, count, _ = call
+            return forward(weight, bias, tensors[:count], options)
 
         @staticmethod
         def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-            options, make, transport, count = ctx.call
-            _, weight_n, bias_n, *needed = ctx.needs_input_grad
-            needs = (weight_n, bias_n, *needed[count:])
-
-            def compute(delta: torch.Tensor, weight: torch.Tensor, *tensors: torch.Tensor) -> Gradients:
-                # nothing here holds B, so that ``gradients`` can let it go before it makes room for those of W
-                return gradients(
-                    delta,
-                    weight,
-                    make(weight, *tensors[:count]) if True in needs[2:] else weight,
-                    tensors[count:],
-                    options,
-                    transport,
-                    needs,
-                )
-
-            weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
-            return None, weight_g, bias_g, *(None,) * count, *errors
+            return None, *final(partial(differentiate, ctx), delta, *ctx.saved_tensors), *ctx.call[4]
 
     class Compiled(Function):
         @staticmethod
@@ -184,7 +178,9 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
             weight, B, *inputs = ctx.saved_tensors
             needs = ctx.needs_input_grad
             needs = (needs[2], needs[3], *needs[5:])
-            weight_g, bias_g, *errors = gradients(delta, weight, B, tuple(inputs), ctx.options, ctx.transport, needs)
+            feedback = lambda: B  # noqa: E731
+            found = gradients(delta, weight, feedback, tuple(inputs), ctx.options, ctx.transport, needs)
+            weight_g, bias_g, *errors = found
             return None, None, weight_g, bias_g, None, *errors
 
     class Transformed(Function):
@@ -202,7 +198,7 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
             needs = (needs[2], needs[3], *needs[5:])
 
             def compute(delta: torch.Tensor, weight: torch.Tensor, B: torch.Tensor, *inputs: torch.Tensor) -> Gradients:
-                return gradients(delta, weight, B, inputs, options, transport, needs)
+                return gradients(delta, weight, lambda: B, inputs, options, transport, needs)
 
             weight_g, bias_g, *errors = final(compute, delta, *ctx.saved_tensors)
             return None, None, weight_g, bias_g, None, *errors
@@ -214,6 +210,8 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
 
     for function in (Eager, Compiled, Transformed):
         function.__name__ = function.__qualname__ = f"{name}{function.__name__}"
+    # Function.apply without its Python half, which looks for functorch: the kernel has looked, and asks it of x alone
+    apply = super(Function, Eager).apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def kernel(options: Any, operand: Operand, bias: torch.Tensor | None, *inputs: torch.Tensor) -> Any:
         weight, sources, make, transport = operand
@@ -221,7 +219,8 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
             return Compiled.apply(options, transport, weight, bias, operand.B, *inputs)
         if torch._C._are_functorch_transforms_active():
             return Transformed.apply(options, transport, weight, bias, operand.B, *inputs)
-        return Eager.apply((options, make, transport, len(sources)), weight, bias, *sources, *inputs)
+        call = options, make, transport, len(inputs), (None,) * len(sources)
+        return apply(call, weight, bias, *unwrap_dead_wrappers(inputs), *sources)
 
     return kernel
 

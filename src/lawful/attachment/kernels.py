@@ -13,7 +13,8 @@ from lawful.attachment.kernel import Gradients, Kernel, Operand, Transport, cast
 
 def _called(kernel: Kernel, options: Any, operand: Operand, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     """The kernel, on tensors as autocast would hand them to the operation."""
-    if torch.is_autocast_enabled(x.device.type):
+    # to ask the tensor for its device costs more than all the rest of this function
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         weight, B = cast_for_autocast(operand.weight), cast_for_autocast(operand.B)
         bias = None if bias is None else cast_for_autocast(bias)
         return kernel(options, Operand(weight, (B,), transport=operand.transport), bias, cast_for_autocast(x))
@@ -34,7 +35,7 @@ def _linear_forward(
 def _linear_gradients(
     delta: torch.Tensor,
     weight: torch.Tensor,
-    B: torch.Tensor,
+    feedback: Callable[[], torch.Tensor],
     inputs: tuple[torch.Tensor, ...],
     options: Any,
     transport: Transport | None,
@@ -43,8 +44,7 @@ def _linear_gradients(
     x, flat = _rows(inputs[0]), _rows(delta)
     error = None
     if needs[2]:
-        error = delta @ B if transport is None else transport(delta, B)
-    del B
+        error = delta @ feedback() if transport is None else transport(delta, feedback())
     return flat.t() @ x if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 
@@ -75,7 +75,7 @@ def _transposed_adjoint(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 def _addmm_gradients(
     delta: torch.Tensor,
     weight: torch.Tensor,
-    B: torch.Tensor,
+    feedback: Callable[[], torch.Tensor],
     inputs: tuple[torch.Tensor, ...],
     options: Any,
     transport: Transport | None,
@@ -84,8 +84,7 @@ def _addmm_gradients(
     x, flat = _rows(inputs[0]), _rows(delta)
     error = None
     if needs[2]:
-        error = delta @ B.t() if transport is None else transport(delta, B, _transposed_adjoint)
-    del B
+        error = delta @ feedback().t() if transport is None else transport(delta, feedback(), _transposed_adjoint)
     return x.t() @ flat if needs[0] else None, flat.sum(0) if needs[1] else None, error
 
 
@@ -127,7 +126,7 @@ def _conv_adjoint(x: torch.Tensor, options: ConvOptions) -> Callable[[torch.Tens
 def _conv_gradients(
     delta: torch.Tensor,
     weight: torch.Tensor,
-    B: torch.Tensor,
+    feedback: Callable[[], torch.Tensor],
     inputs: tuple[torch.Tensor, ...],
     options: ConvOptions,
     transport: Transport | None,
@@ -137,10 +136,11 @@ def _conv_gradients(
     out_channels = delta.shape[1]
     plain = needs[2] and transport is None
     mask = (plain, needs[0], needs[1])
-    error, weight_g, bias_g = torch.ops.aten.convolution_backward(delta, inputs[0], B, (out_channels,), *options, mask)
+    slot = feedback() if plain else weight
+    error, *found = torch.ops.aten.convolution_backward(delta, inputs[0], slot, (out_channels,), *options, mask)
     if needs[2] and transport is not None:
-        error = transport(delta, B, _conv_adjoint(inputs[0], options))
-    return weight_g, bias_g, error
+        error = transport(delta, feedback(), _conv_adjoint(inputs[0], options))
+    return *found, error
 
 
 _conv = feedback_kernel("FeedbackConvolution", _conv_forward, _conv_gradients)

@@ -6,20 +6,42 @@ they stay out of ``state_dict``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from lawful.attachment.kernel import Operand
+from lawful.attachment.kernel import Operand, Transport
 from lawful.rules.base import Rule
 
 
 def buffer_name(weight: str, key: str) -> str:
     """Where a leaf keeps the entry ``key`` of the rule state of its parameter ``weight``."""
     return f"lawful_{weight}_{key}"
+
+
+class Feedback(NamedTuple):
+    """How a leaf makes the B of one of its weights; worked out at attachment, so that a step does not have to."""
+
+    rule: Rule
+    buffers: Mapping[str, str]
+    """Key of the rule's state -> the buffer that holds it."""
+    make: Callable[..., torch.Tensor]
+    """B = make(W, *state)."""
+    transport: Transport | None
+
+    @classmethod
+    def of(cls, rule: Rule, weight: str, keys: tuple[str, ...]) -> Feedback:
+        """Of a rule, for the parameter ``weight`` with the state ``keys``."""
+        transport = None if type(rule).transport is Rule.transport else rule.transport
+        buffers = {key: buffer_name(weight, key) for key in keys}
+        return cls(rule, buffers, partial(_feedback, rule, keys), transport)
+
+
+def _feedback(rule: Rule, keys: tuple[str, ...], weight: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:
+    return rule.feedback(weight, dict(zip(keys, state, strict=True)))
 
 
 # torch 2.6 cannot tell an export from a compilation; there the exported program keeps the feedback kernels.
@@ -38,21 +60,19 @@ class FeedbackLeaf(nn.Module):
 
     lawful_base: ClassVar[type[nn.Module]]
     lawful_leaf: ClassVar[type[FeedbackLeaf]]
-    lawful_rules: dict[str, Rule]
-    lawful_buffers: dict[str, dict[str, str]]
-    """Weight -> key of its rule's state -> the buffer that holds it."""
+    lawful_feedback: dict[str, Feedback]
+    """By weight."""
 
     def rule_state(self, weight: str) -> dict[str, torch.Tensor]:
         """The live state of the rule for the parameter ``weight``."""
-        return {key: getattr(self, buffer) for key, buffer in self.lawful_buffers[weight].items()}
+        return {key: getattr(self, buffer) for key, buffer in self.lawful_feedback[weight].buffers.items()}
 
     def operand(self, name: str) -> Operand:
         """The weight ``name`` and what its B is made of, as they are now."""
-        weight = getattr(self, name)  # read once: a parametrization may compute it anew at every access
-        rule, buffers = self.lawful_rules[name], self.lawful_buffers[name]
-        transport = None if type(rule).transport is Rule.transport else rule.transport
-        sources = tuple([getattr(self, buffer) for buffer in buffers.values()])
-        return Operand(weight, sources, partial(_feedback, rule, buffers), transport)
+        _, buffers, make, transport = self.lawful_feedback[name]
+        entries = self._buffers
+        sources: Any = tuple([entries[buffer] for buffer in buffers.values()])
+        return Operand(getattr(self, name), sources, make, transport)  # one read: a parametrization computes it anew
 
     def operand_with_B(self, name: str) -> Operand:
         """The same with B made now: for weights that are cut to pieces, or used many times in one forward pass."""
@@ -62,10 +82,6 @@ class FeedbackLeaf(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Swapped classes are made at run time, so copies and pickles name what they were made from."""
         return _revive, (self.lawful_leaf, self.lawful_base), self.__getstate__()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _feedback(rule: Rule, keys: Iterable[str], weight: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:
-    return rule.feedback(weight, dict(zip(keys, state, strict=True)))
 
 
 _MADE: dict[tuple[type[FeedbackLeaf], type[nn.Module]], type[FeedbackLeaf]] = {}

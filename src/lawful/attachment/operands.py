@@ -94,7 +94,7 @@ def _forward(
 def _gradients(
     delta: torch.Tensor,
     weight: torch.Tensor,
-    B: torch.Tensor,
+    feedback: Callable[[], torch.Tensor],
     inputs: tuple[torch.Tensor, ...],
     call: _Call,
     transport: Transport | None,
@@ -103,6 +103,7 @@ def _gradients(
     weight_g = torch.func.vjp(lambda W: call(W, inputs), weight)[1](delta)[0] if needs[0] else None
     if not any(needs[2:]):
         return weight_g, None, *(None for _ in inputs)
+    B = feedback()
 
     def adjoint(i: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         def send(delta: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
@@ -218,7 +219,7 @@ class OperandLeaf(FeedbackLeaf):
         """The module's own forward pass."""
         if sends_no_error():
             return super().forward(*args, **kwargs)
-        real = {name: self._parameters[name] for name in self.lawful_rules}
+        real = {name: self._parameters[name] for name in self.lawful_feedback}
         entries: Any = self._parameters
         label = self.lawful_base.__name__
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lawful.attachment.leaf import FeedbackLeaf, buffer_name, feedback_class
+from lawful.attachment.leaf import Feedback, FeedbackLeaf, buffer_name, feedback_class
 from lawful.errors import AttachmentError
 from lawful.rules.base import Rule
 
@@ -18,8 +18,7 @@ def swap(
     """Turn ``module``, in place, into its feedback class."""
     module.__class__ = feedback_class(leaf, type(module))
     swapped: Any = module
-    swapped.lawful_rules = rules
-    swapped.lawful_buffers = {w: {key: buffer_name(w, key) for key in state} for w, state in states.items()}
+    swapped.lawful_feedback = {w: Feedback.of(rules[w], w, tuple(state)) for w, state in states.items()}
     for weight, state in states.items():
         for key, tensor in state.items():
             module.register_buffer(buffer_name(weight, key), tensor, persistent=False)
@@ -32,8 +31,8 @@ def unswap(module: FeedbackLeaf) -> None:
             f"expected {module.lawful_base.__name__} with feedback; got {type(module).__name__}: something "
             "(fully_shard, a parametrization) changed the module's class after lawful.attach; undo that first"
         )
-    for buffers in module.lawful_buffers.values():
-        for buffer in buffers.values():
+    for feedback in module.lawful_feedback.values():
+        for buffer in feedback.buffers.values():
             delattr(module, buffer)
-    del module.lawful_rules, module.lawful_buffers
+    del module.lawful_feedback
     object.__setattr__(module, "__class__", module.lawful_base)
