@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import Function
 
 from lawful.attachment.guard import final
@@ -220,7 +220,7 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
         if torch._C._are_functorch_transforms_active():
             return Transformed.apply(options, transport, weight, bias, operand.B, *inputs)
         call = options, make, transport, len(inputs), (None,) * len(sources)
-        return apply(call, weight, bias, *unwrap_dead_wrappers(inputs), *sources)
+        return apply(call, weight, bias, *map(unwrap_if_dead, inputs), *sources)
 
     return kernel
 
