@@ -11,7 +11,7 @@ from lawful.conservation import blocks
 from lawful.conservation.base import Law
 from lawful.conservation.combination import Combination, moves
 from lawful.conservation.derive import laws_of
-from lawful.conservation.neuron import expand_together
+from lawful.conservation.neuron import Together
 
 
 class ByRow(lawful.FeedbackAlignment):
@@ -67,7 +67,7 @@ def test_blocks_of_any_size_give_the_same_numbers(rule, size, monkeypatch):
     a, b = ({n: torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in theta.items()} for _ in range(2))
     delta = {n: -0.5 * a[n] + 0.2 * b[n] for n in theta}
     move = {n: -0.5 * Combination(a[n]) + 0.2 * Combination(b[n]) for n in theta}
-    for law, rows in zip(laws, expand_together(laws, moves(theta), move, [moves(a), {}, move]), strict=True):
+    for law, rows in zip(laws, Together(laws).expand(moves(theta), move, [moves(a), {}, move]), strict=True):
         expected = [Law.drift(law, theta, delta), Law.rate(law, theta, a), 0 * rows[0], Law.rate(law, theta, delta)]
         torch.testing.assert_close(rows, torch.stack(expected), rtol=1e-10, atol=1e-11)
         psi = [(term, term.potential.value(theta[term.slices.parameter])) for term in law.terms]
@@ -84,3 +84,20 @@ def test_half_precision_is_summed_in_more(dtype):
     torch.testing.assert_close(law.value(theta), law.value(exact), rtol=1e-12, atol=0)
     error = (law.drift(theta, theta) - law.drift(exact, exact)).abs()
     assert bool((error <= 1e-6 * law.magnitude(exact, exact)).all())  # half precision would be 1e-3
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "usf"])
+def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(rule):
+    """A copying optimiser's step is W − W_before, exact in float32; ⟨B, W⟩ − ⟨B, W_before⟩ would keep no digit of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 30), nn.ReLU(), nn.Linear(30, 4))
+    lawful.attach(model, RULES[rule])
+    (law,) = laws_of(model).of_kind("neuron")
+    before = {n: p.detach() for n, p in model.named_parameters()}
+    now = {n: w * (1 + 1e-6 * torch.randn_like(w)) for n, w in before.items()}
+    step = {n: Combination(now[n]).minus(Combination(before[n])) for n in before}
+    found = Together([law]).expand(moves(before), step, [step])[0][1]
+    exact = {n: now[n].double() - before[n].double() for n in before}
+    wide = {n: w.double() for n, w in before.items()}
+    error = (found - law.rate(wide, exact)).abs()
+    assert bool((error <= 1e-5 * law.magnitude(wide, exact)).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm, prod
 
 import torch
@@ -60,11 +61,10 @@ class Slices:
         >>> Slices("w", (2, 3), (1,)).sum(torch.ones(2, 3)).tolist()
         [2.0, 2.0, 2.0]
         """
-        rest = [axis for axis in range(len(self.shape)) if axis not in self.keep]
         viewed = self.view(tensor)
-        return (viewed.sum(rest) if rest else viewed).reshape(-1)
+        return (viewed.sum(self._rest) if self._rest else viewed).reshape(-1)
 
-    @property
+    @cached_property
     def _axis(self) -> int:
         """The first axis longer than 1: to cut along it is to cut along the rows of the parameter."""
         return next((axis for axis, size in enumerate(self.shape) if size > 1), 0)
@@ -74,27 +74,32 @@ class Slices:
         each, rest = divmod(rows, self.shape[self._axis])
         return rows if rest or not each else each
 
-    def _folded(self, block: torch.Tensor, rows: int) -> tuple[torch.Tensor, list[int]]:
-        """A block of the parameter's rows in the axes of the view, and the axes to sum over."""
-        shape, axis = list(self.shape), self._axis
+    @cached_property
+    def _rest(self) -> list[int]:
+        """The axes that a line runs along."""
+        return [axis for axis in range(len(self.shape)) if axis not in self.keep]
+
+    def _folded(self, block: torch.Tensor, rows: int) -> torch.Tensor:
+        """A block of the parameter's rows in the axes of the view."""
+        shape = self.shape
         if block.dim() and block.shape[0] < rows:
-            shape[axis] = block.shape[0] // self.quantum(rows)
-        rest = [axis for axis in range(len(shape)) if axis not in self.keep]
-        return block if list(block.shape) == shape else block.reshape(shape), rest
+            cut = block.shape[0] // self.quantum(rows)
+            shape = (*shape[: self._axis], cut, *shape[self._axis + 1 :])
+        return block if block.shape == shape else block.reshape(shape)
 
     def sum_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
         """What a block of the ``rows`` rows adds to each line that it reaches."""
-        block, rest = self._folded(block, rows)
-        return (block.sum(rest) if rest else block).reshape(-1)
+        block = self._folded(block, rows)
+        return (block.sum(self._rest) if self._rest else block).reshape(-1)
 
     def square_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
         """What the squares of a block add to each line that it reaches."""
         if not self.is_contiguous:
             return self.sum_block(block * block, rows)
-        block, rest = self._folded(block, rows)
-        return (torch.linalg.vector_norm(block, dim=rest) if rest else block).square().reshape(-1)
+        block = self._folded(block, rows)
+        return (torch.linalg.vector_norm(block, dim=self._rest) if self._rest else block).square().reshape(-1)
 
-    @property
+    @cached_property
     def is_contiguous(self) -> bool:
         """Whether lines lie in memory one after the other: then their norms are taken without writing squares."""
         return bool(self.keep) and self.keep == tuple(range(len(self.keep)))

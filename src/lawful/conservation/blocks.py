@@ -6,7 +6,7 @@ the size of a parameter is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -15,11 +15,14 @@ from lawful.affine.slices import Rows, Slices, row_blocks, row_count
 from lawful.conservation.combination import Combination
 from lawful.conservation.potential import Potential
 
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Elements in a block: so few that what is computed from one stays in the cache, so many that calls cost little."""
 
 Reader: TypeAlias = tuple[Slices, Potential]
 """Whose lines are summed, under which Ψ."""
+
+Sum: TypeAlias = list[tuple[float, object]]
+"""Σ factor · the line sums of a quantity that is known by a key."""
 
 Quantity: TypeAlias = Callable[..., torch.Tensor]
 """(blocks of some tensors, ``cut=``) -> a quantity per element."""
@@ -75,7 +78,7 @@ def expand(
     shape = weight.first.shape
     groups = {psi: [i for i, reader in enumerate(readers) if reader[1] is psi] for _, psi in readers}
     sums = {psi: _Sums(psi, [readers[i][0] for i in own], weight, step, along) for psi, own in groups.items()}
-    asked = [slices for sum_ in sums.values() for slices in sum_.slices if along or sum_.step]
+    asked = [slices for sum_ in sums.values() if sum_.asks for slices in sum_.slices]
     for rows in row_blocks(asked, shape, BLOCK):
         block = Block(rows)
         for sum_ in sums.values():
@@ -100,7 +103,12 @@ def _norms(reader: Reader, step: Combination | None) -> torch.Tensor | None:
 
 
 class _Sums:
-    """The line sums of all readers of a parameter under one Ψ, as blocks come."""
+    """The line sums of all readers of a parameter under one Ψ, as blocks come.
+
+    A rate is bilinear in the tensors that optimisers leave behind: where ∂B/∂W is one number, B(W + c·x) = B(W) + c·x
+    (or B(W)), and steps are taken apart likewise. So nothing of a weight's size is written down, and what several
+    sums need (x ⊙ x, which the drift needs too) is computed once.
+    """
 
     def __init__(
         self,
@@ -110,40 +118,85 @@ class _Sums:
         step: Combination | None,
         along: Sequence[Combination],
     ) -> None:
-        self.slices, self.along = slices, along
-        self.step = step if step and psi.curvature != 0 else None
+        self.slices = slices
         self._rows_in_all = row_count(slices[0], weight.first.shape)
-        # a B that does not depend on W takes any tensor of its shape: W itself need not be read
-        at = Combination(weight.first) if psi.curvature == 0 else weight
+        self._contiguous = all(own.is_contiguous for own in slices)
+        self._squares: dict[object, Combination] = {}
+        self._products: dict[object, tuple[Combination | None, Combination]] = {}
+        self._pieces: dict[object, list[list[torch.Tensor]]] = {}
+        at = weight if psi.curvature is None else Combination(weight.first)
         self._feedback = by_block(psi, psi.feedback, at) if along else None
-        self._curvature = psi.curvature
-        self._bregman = by_block(psi, psi.bregman, weight, step) if step and psi.curvature is None else None
-        self._drifts: list[list[torch.Tensor]] = [[] for _ in slices]
-        self._rates: list[list[list[torch.Tensor]]] = [[[] for _ in along] for _ in slices]
+        self._bregman: Callable[[Block], torch.Tensor] | None = None
+        self._sums = [self._drift(psi, weight, step), *(self._rate(psi, weight, v) for v in along)]
+
+    def _drift(self, psi: Potential, weight: Combination, step: Combination | None) -> Sum | None:
+        if not step or psi.curvature == 0:
+            return None
+        if psi.curvature is not None:
+            return [(psi.curvature * step.factor * step.factor / 2, self._square(step))]
+        self._bregman = by_block(psi, psi.bregman, weight, step)
+        return [(1.0, self._wanted("bregman"))]
+
+    def _rate(self, psi: Potential, weight: Combination, v: Combination) -> Sum:
+        B = Combination(weight.first) if psi.is_square else None
+        by = [(1.0, B), *((c, x) for c, x in weight.beside if psi.curvature)]
+        terms: dict[object, float] = {}
+        for c, x in by:
+            for d, y in v.parts:
+                key = self._product(x, y)
+                terms[key] = terms.get(key, 0.0) + c * d
+        return [(factor, key) for key, factor in terms.items()]
+
+    def _product(self, x: Combination | None, y: Combination) -> object:
+        """X ⊙ y; B ⊙ y for None."""
+        if x is not None and x.key == y.key:
+            return self._square(y)
+        key = frozenset((x and x.key, y.key))
+        self._products[key] = x, y
+        return self._wanted(key)
+
+    def _square(self, v: Combination) -> object:
+        self._squares[v.key] = v
+        return self._wanted(v.key)
+
+    def _wanted(self, key: object) -> object:
+        self._pieces[key] = [[] for _ in self.slices]
+        return key
+
+    @property
+    def asks(self) -> bool:
+        """Whether the parameter has to be read at all."""
+        return bool(self._pieces)
 
     def take(self, block: Block) -> None:
         """Add what one block gives."""
         if self._feedback is not None:
             B = self._feedback(block)
-            for k, v in enumerate(self.along):
-                product = B * block.body(v)
-                for rates, slices in zip(self._rates, self.slices, strict=True):
-                    rates[k].append(slices.sum_block(product, self._rows_in_all))
-        if self.step is None:
-            return
-        bent = None if self._bregman is None else self._bregman(block)
-        for drifts, slices in zip(self._drifts, self.slices, strict=True):
-            if bent is None:
-                drifts.append(slices.square_block(block.body(self.step), self._rows_in_all))
+            for key, (x, y) in self._products.items():
+                self._add(key, (B if x is None else block.body(x)) * block.body(y))
+        if self._bregman is not None:
+            self._add("bregman", self._bregman(block))
+        for key, v in self._squares.items():
+            if self._contiguous:
+                for pieces, slices in zip(self._pieces[key], self.slices, strict=True):
+                    pieces.append(slices.square_block(block.body(v), self._rows_in_all))
             else:
-                drifts.append(slices.sum_block(bent, self._rows_in_all))
+                self._add(key, block.body(v).square())
+
+    def _add(self, key: object, amount: torch.Tensor) -> None:
+        for pieces, slices in zip(self._pieces[key], self.slices, strict=True):
+            pieces.append(slices.sum_block(amount, self._rows_in_all))
 
     def rows(self) -> Iterator[list[torch.Tensor | None]]:
         """For each reader the blocks joined, times their factors."""
-        for slices, drifts, rates in zip(self.slices, self._drifts, self._rates, strict=True):
-            joined = [v.factor * slices.join(sums) for v, sums in zip(self.along, rates, strict=True)]
-            if self.step is None:
-                yield [None, *joined]
-            else:
-                factor = 1.0 if self._curvature is None else self._curvature * self.step.factor * self.step.factor / 2
-                yield [factor * slices.join(drifts), *joined]
+        for i, slices in enumerate(self.slices):
+            joined = {key: slices.join(pieces[i]) for key, pieces in self._pieces.items()}
+            yield [None if terms is None else _total(terms, joined) for terms in self._sums]
+
+
+def _total(terms: Sum, joined: Mapping[object, torch.Tensor]) -> torch.Tensor:
+    (factor, key), *others = terms
+    total = factor * joined[key]
+    for factor, key in others:
+        total = torch.add(total, joined[key], alpha=factor)
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ class Combination:
 
     def __init__(self, x: torch.Tensor | None = None) -> None:
         self.factor = 1.0
+        self.cancels = False
         self._terms: tuple[tuple[float, torch.Tensor], ...] = () if x is None else ((1.0, x),)
 
     def __rmul__(self, factor: float) -> Combination:
@@ -26,6 +28,8 @@ class Combination:
 
     def __add__(self, other: Combination) -> Combination:
         """The sum; a tensor that stands in both keeps one place."""
+        if not other:
+            return self
         terms: dict[int, tuple[float, torch.Tensor]] = {}
         for part in (self, other):
             for c, x in part._terms:
@@ -38,6 +42,12 @@ class Combination:
         """The difference."""
         return self + -1.0 * other
 
+    def minus(self, other: Combination) -> Combination:
+        """The difference of two that are all but equal: never to be taken apart."""
+        difference = self - other
+        difference.cancels = True
+        return difference
+
     def __bool__(self) -> bool:
         """Whether anything is left in it."""
         return bool(self._terms)
@@ -48,11 +58,25 @@ class Combination:
         return self._terms[0][1]
 
     @property
+    def beside(self) -> list[tuple[float, Combination]]:
+        """What it is beside its first tensor: coefficients, and the tensors."""
+        rest = [(self.factor * c, Combination(x)) for c, x in self._terms[1:]]
+        return rest if self.factor == 1 else [(self.factor - 1, Combination(self.first)), *rest]
+
+    @property
+    def parts(self) -> list[tuple[float, Combination]]:
+        """Itself as coefficients and tensors; in one piece where the terms all but cancel."""
+        if self.cancels:
+            body = _of(1.0, self._terms)
+            return [(self.factor, body)]
+        return [(self.factor * c, Combination(x)) for c, x in self._terms]
+
+    @property
     def is_one(self) -> bool:
         """Whether it is a multiple of one tensor."""
         return len(self._terms) == 1
 
-    @property
+    @cached_property
     def key(self) -> tuple[tuple[float, int], ...]:
         """Equal for combinations that differ in their factors only."""
         return tuple((c, id(x)) for c, x in self._terms)

@@ -35,7 +35,7 @@ class Term:
 
     def by_channel(self, lines: torch.Tensor) -> torch.Tensor:
         """Coefficient · (…, channels) in float64, from what every line sums to."""
-        lines = lines.double()
+        lines = lines if lines.dtype == torch.float64 else lines.double()
         if self._block:
             channels = lines if self._block == 1 else lines.unflatten(-1, (self.size, self._block)).sum(-1)
         else:
@@ -130,35 +130,46 @@ class NeuronLaw(Law):
 
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
         """Drift and rates, (1 + directions, channels), every parameter read a block at a time."""
-        return expand_together([self], theta, delta, along)[0]
+        return Together([self]).expand(theta, delta, along)[0]
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """⟨|W_p|, |V_p|⟩_j + … : every product of the rate counted with its absolute value."""
         return _total([term.magnitude(theta, v) for term in self.terms])
 
 
-def expand_together(laws: Sequence[Law], theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
-    """:meth:`Law.expand` of several laws, with one pass over each parameter for all neuron laws that read it."""
-    readers: dict[tuple[str, tuple[int, int] | None], list[tuple[NeuronLaw, Term]]] = {}
-    sums: dict[NeuronLaw, list[torch.Tensor | None]] = {}
-    for law in laws:
-        if isinstance(law, NeuronLaw):
-            sums[law] = [None] * (1 + len(along))
-            for term in law.terms:
-                readers.setdefault((term.slices.parameter, term.slices.window), []).append((law, term))
-    for (name, _), terms in readers.items():
-        moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
-        pairs = [(term.slices, term.potential) for _, term in terms]
-        found = expand(pairs, theta[name], delta.get(name), [v for _, v in moved])
-        for (law, term), lines in zip(terms, found, strict=True):
-            for row, amount in zip([0, *(row for row, _ in moved)], lines, strict=True):
-                if amount is not None:
-                    so_far, channels = sums[law][row], term.by_channel(amount)
-                    sums[law][row] = channels if so_far is None else so_far + channels
-    return [
-        _stacked(law, sums[law], theta) if isinstance(law, NeuronLaw) else law.expand(theta, delta, along)
-        for law in laws
-    ]
+class Together:
+    """Several laws at once, with one pass over each parameter for all neuron laws that read it.
+
+    Args:
+        laws: any laws; the results come in their order.
+    """
+
+    def __init__(self, laws: Sequence[Law]) -> None:
+        self._laws = tuple(laws)
+        terms: dict[tuple[str, tuple[int, int] | None], list[tuple[int, Term]]] = {}
+        for i, law in enumerate(self._laws):
+            for term in law.terms if isinstance(law, NeuronLaw) else ():
+                terms.setdefault((term.slices.parameter, term.slices.window), []).append((i, term))
+        self._passes = [
+            (name, own, [(term.slices, term.potential) for _, term in own]) for (name, _), own in terms.items()
+        ]
+
+    def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
+        """:meth:`Law.expand` of every law."""
+        sums: list[list[torch.Tensor | None]] = [[None] * (1 + len(along)) for _ in self._laws]
+        for name, terms, readers in self._passes:
+            moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
+            places = [0, *(row for row, _ in moved)]
+            found = expand(readers, theta[name], delta.get(name), [v for _, v in moved])
+            for (i, term), lines in zip(terms, found, strict=True):
+                for row, amount in zip(places, lines, strict=True):
+                    if amount is not None:
+                        so_far, channels = sums[i][row], term.by_channel(amount)
+                        sums[i][row] = channels if so_far is None else so_far + channels
+        return [
+            _stacked(law, rows, theta) if isinstance(law, NeuronLaw) else law.expand(theta, delta, along)
+            for law, rows in zip(self._laws, sums, strict=True)
+        ]
 
 
 def _stacked(law: NeuronLaw, rows: list[torch.Tensor | None], theta: Moves) -> torch.Tensor:

@@ -105,6 +105,11 @@ class Potential:
         """The second derivative of Ψ where it is one number for every W; None otherwise."""
         return CURVATURE.get(type(self.rule))
 
+    @property
+    def is_square(self) -> bool:
+        """Whether B is W itself."""
+        return type(self.rule) is Backprop
+
     def slope(self, weight: torch.Tensor) -> int | None:
         """∂B/∂W where it is one number, 0 or 1, for every element: B = slope · W + const. None otherwise.
 

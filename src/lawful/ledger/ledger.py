@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 from lawful.conservation.base import Law, LawSet
 from lawful.conservation.combination import Moves, moves
 from lawful.conservation.derive import laws_of
-from lawful.conservation.neuron import expand_together
+from lawful.conservation.neuron import Together
 from lawful.conservation.run import learning
 from lawful.errors import SettingError
 from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
@@ -106,6 +106,7 @@ class Ledger:
         self._tracked = {name: everything[name] for name in everything if name in names}
         self._check()
         self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
+        self._together = Together(laws)
         self._handles: list[Any] = []
         self._copy: dict[str, torch.Tensor] = {}
         self._open_books()
@@ -289,7 +290,7 @@ class Ledger:
             delta = retrace(self.optimizer, self._tracked)
             return now | {name: now[name] - step for name, step in delta.items()}, delta
         before = moves(self._copy)
-        return now | before, {name: now[name] - w for name, w in before.items()}
+        return now | before, {name: now[name].minus(w) for name, w in before.items()}
 
     def _account(self, theta: Moves, delta: Moves) -> None:
         splits = self.steps % self.split_every == 0
@@ -297,7 +298,7 @@ class Ledger:
         split = split_step(self.optimizer, self._tracked, theta) if splits else Split()
         along = [*split.parts.values(), *([delta] if split.rest else [])]
         found, at = {}, 0
-        for law, rows in zip(self.laws, expand_together(self.laws, theta, delta, along), strict=True):
+        for law, rows in zip(self.laws, self._together.expand(theta, delta, along), strict=True):
             own = slice(at, at := at + len(law.names))
             for cause, amount in _booked(law, theta, rows, split).items():
                 found.setdefault(cause, torch.zeros_like(self.start))[own] = amount
