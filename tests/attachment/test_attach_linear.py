@@ -15,6 +15,7 @@ from torch import nn
 import allocated
 import lawful
 from cases import MLP, MLPS, feedback_gradients
+from lawful.errors import SettingError
 
 
 def backward(model, x):
@@ -274,6 +275,21 @@ def test_a_step_needs_no_more_memory_than_backpropagation(rule):
 
         peaks.append(allocated.peak(lambda model=model, x=x: model(x).square().mean().backward()))
     assert peaks[1] <= 1.02 * peaks[0]
+
+
+class Transposed(lawful.FeedbackAlignment):
+    """A user's slip: B of the shape of Wᵀ."""
+
+    def feedback(self, weight, state):
+        return state["B"].t()
+
+
+def test_a_rule_whose_B_has_another_shape_is_refused_at_once():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(SettingError, match=r"0\.weight's shape \(3, 2\); got \(2, 3\)"):
+        lawful.attach(model, Transposed())
+    assert type(model[0]) is nn.Linear
+    lawful.attach(model, lawful.FeedbackAlignment())
 
 
 def test_a_weight_changed_between_the_passes_is_noticed():

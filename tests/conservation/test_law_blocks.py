@@ -88,7 +88,7 @@ def test_half_precision_is_summed_in_more(dtype):
 
 @pytest.mark.parametrize("rule", ["bp", "fa", "usf"])
 def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(rule):
-    """A copying optimiser's step is W − W_before, exact in float32; ⟨B, W⟩ − ⟨B, W_before⟩ would keep no digit of it."""
+    """The step of an optimiser that copies, W − W_before, is exact in float32; ⟨B, W⟩ − ⟨B, W_before⟩ is noise."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 30), nn.ReLU(), nn.Linear(30, 4))
     lawful.attach(model, RULES[rule])

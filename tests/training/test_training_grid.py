@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,13 @@ def test_the_grid_is_every_rule_on_every_task():
     assert gru[0] == "dfa:taps=['gru'],seed=0"
 
 
+def test_a_changed_budget_is_another_run():
+    (cell,) = cells([TINY], ["BP"], [1e-3], [0])
+    for change in ({"epochs": 3}, {"examples": 64}, {"batch": 32}):
+        (other,) = cells([Task(TINY.name, replace(TINY.settings, **change))], ["BP"], [1e-3], [0])
+        assert other.folder != cell.folder
+
+
 def test_it_resumes_and_never_runs_twice(tmp_path):
     grid = list(cells([TINY], ["BP", "DFA"], [1e-3], [0]))
     seen = []
@@ -38,8 +46,6 @@ def test_it_resumes_and_never_runs_twice(tmp_path):
 @pytest.mark.parametrize("column", RULES)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_every_rule_fits_every_model(task, column, tmp_path):
-    from dataclasses import replace
-
     from lawful.data.registry import load_data
     from lawful.errors import SettingError
     from lawful.training.loop import Training

@@ -16,7 +16,7 @@ from lawful.attachment.distributed import give_to_ddp, keep_from_ddp
 from lawful.attachment.leaf import FeedbackLeaf, buffer_name
 from lawful.attachment.reparametrised import read_weight
 from lawful.attachment.swap import swap, unswap
-from lawful.errors import CoverageError
+from lawful.errors import CoverageError, SettingError
 from lawful.rules.backprop import Backprop
 from lawful.rules.base import Rule, generator_for
 from lawful.rules.direct_base import DirectRule
@@ -39,7 +39,7 @@ def attach(model: nn.Module, rule: Rule | DirectRule | Mapping[str, Rule], *, st
     Raises:
         AttachmentError: the model carries a rule already, or has lazy parameters.
         CoverageError: a weight cannot be covered (under ``strict``); nothing has been changed.
-        SettingError: ``rule`` is no rule, or a pattern matches nothing.
+        SettingError: ``rule`` is no rule, a pattern matches nothing, or a B does not have its weight's shape.
 
     >>> import torch, lawful
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
@@ -81,6 +81,8 @@ class LayerAttachment(Attachment):
         sites = {name: owners[0] for name, owners in self._owners.items()}
         rules = {name: self.rules.get(name, Backprop()) for name in sites}
         states = {n: initial_state(rules[n], s) for n, s in sites.items()}  # all may raise before any is swapped
+        for name, site in sites.items():
+            check_feedback(rules[name], site, states[name])
         leaves: dict[nn.Module, dict[str, str]] = {}
         for name, owners in self._owners.items():
             for site in owners:
@@ -163,6 +165,16 @@ def initial_state(rule: Rule, site: Site, weight: torch.Tensor | None = None) ->
     with torch.no_grad():
         weight = read_weight(site.module, site.weight).detach() if weight is None else weight
         return rule.init(weight, generator_for(rule.seed, site.name))
+
+
+def check_feedback(rule: Rule, site: Site, state: dict[str, torch.Tensor]) -> None:
+    """Refuse a rule whose B does not have the weight's shape."""
+    with torch.no_grad():
+        weight = read_weight(site.module, site.weight).detach()
+        B = rule.feedback(weight, state)
+    if not isinstance(B, torch.Tensor) or B.shape != weight.shape:
+        got = tuple(B.shape) if isinstance(B, torch.Tensor) else repr(B)
+        raise SettingError(f"{rule!r}: feedback must give B of {site.name}'s shape {tuple(weight.shape)}; got {got}")
 
 
 def is_independent_of_weight(rule: Rule, site: Site, state: dict[str, torch.Tensor]) -> bool:

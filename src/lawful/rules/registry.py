@@ -37,7 +37,7 @@ def rule_named(name: str, **options: Any) -> Rule | DirectRule:
     """The rule of this name, made with these options: ``rule_named("fa", seed=1)``.
 
     Raises:
-        SettingError: no such name, or an option that the rule does not take or needs and was not given.
+        SettingError: no such name; an option that the rule does not take, of a wrong kind, or missing.
     """
     make = _class_of(name)
     parameters = inspect.signature(make).parameters
@@ -46,7 +46,17 @@ def rule_named(name: str, **options: Any) -> Rule | DirectRule:
     if unknown or missing:
         wrong = "unknown option " + ", ".join(unknown) if unknown else "missing option " + ", ".join(missing)
         raise SettingError(f"rule {name!r}: {wrong}; its options are: {', '.join(parameters) or 'none'}")
+    for option, value in options.items():
+        _check_kind(name, parameters[option], value)
     return make(**options)
+
+
+def _check_kind(name: str, option: inspect.Parameter, value: Any) -> None:
+    """Refuse text, and a fraction, where the annotation has no room for it."""
+    kind = option.annotation if isinstance(option.annotation, str) else ""
+    text = isinstance(value, str) and kind and not any(word in kind for word in ("str", "Any"))
+    if text or (kind == "int" and not isinstance(value, int)):
+        raise SettingError(f"rule {name!r}: {option.name} must be {kind}; got {value!r}")
 
 
 def parse_rule(text: str) -> Rule | DirectRule:

@@ -70,7 +70,8 @@ class Cell:
     @property
     def folder(self) -> str:
         """Where the run lies in the grid's folder."""
-        words = (self.task, self.column, f"lr{self.settings.lr:g}", f"seed{self.settings.seed}")
+        s = self.settings  # the budget too, so that a changed task is run anew
+        words = (self.task, self.column, f"lr{s.lr:g}", f"seed{s.seed}", f"{s.epochs}epochs", s.digest)
         return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in word) for word in words)
 
 
