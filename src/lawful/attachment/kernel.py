@@ -162,10 +162,11 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
         def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             return None, *final(partial(differentiate, ctx), delta, *ctx.saved_tensors), *ctx.call[4]
 
+    def with_B(options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
+        return forward(weight, bias, inputs, options)
+
     class Compiled(Function):
-        @staticmethod
-        def forward(options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
-            return forward(weight, bias, inputs, options)
+        forward = staticmethod(with_B)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -185,11 +186,7 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
 
     class Transformed(Function):
         generate_vmap_rule = True
-
-        @staticmethod
-        def forward(options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
-            return forward(weight, bias, inputs, options)
-
+        forward = staticmethod(with_B)
         setup_context = staticmethod(setup)
 
         @staticmethod
