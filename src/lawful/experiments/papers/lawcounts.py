@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lawful.errors import SettingError
 from lawful.experiments.claims import Claim
 from lawful.experiments.paper import Paper, Progress
+from lawful.experiments.ranges import check_ranges
 from lawful.experiments.records import Section
 from lawful.finder.circuits.networks import NETWORKS
 from lawful.finder.circuits.nodes import Mask
@@ -46,16 +46,12 @@ class LawCountSettings:
     max_linear_width: int = 5
 
     def validate(self) -> None:
-        """All at least two (widths) or one (networks).
+        """Check ranges.
 
         Raises:
             SettingError: a value out of range.
         """
-        if self.networks < 1:
-            raise SettingError(f"networks must be at least 1; got {self.networks}")
-        for name in ("max_width", "max_linear_width"):
-            if not 2 <= getattr(self, name) <= 12:
-                raise SettingError(f"{name} must be between 2 and 12; got {getattr(self, name)}")
+        check_ranges(self, {"networks": (1, 10_000), "max_width": (2, 12), "max_linear_width": (2, 12)})
 
 
 def _random_widths(rng: np.random.Generator, low: int, high: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from lawful.attachment.attachment import attach
 from lawful.conservation.base import LawSet
 from lawful.conservation.derive import laws_of
-from lawful.errors import DivergenceError, SettingError
+from lawful.errors import DivergenceError
 from lawful.experiments.claims import Claim
 from lawful.experiments.paper import Paper, Progress
 from lawful.experiments.papers.robertson2023.shorthand import band, negligible
+from lawful.experiments.ranges import check_ranges
 from lawful.experiments.records import Figure, Panel, Section
 from lawful.flows.activations import Floats
 from lawful.ledger.ledger import Ledger
@@ -53,13 +54,7 @@ class Settings:
         Raises:
             SettingError: one line that names the key, the allowed values and what came.
         """
-        for name, (low, high) in _LIMITS.items():
-            if not low <= getattr(self, name) <= high:
-                raise SettingError(f"{name} must be an integer from {low} to {high}; got {getattr(self, name)!r}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "float" and not (math.isfinite(value) and value > 0):
-                raise SettingError(f"{field.name} must be a finite number > 0; got {value!r}")
+        check_ranges(self, _LIMITS)
 
 
 class ConvolutionalBlock(nn.Module):

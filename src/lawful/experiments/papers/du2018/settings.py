@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from lawful.errors import SettingError
+from lawful.experiments.ranges import check_ranges
 
 _LIMITS = {"n": (1, 10_000), "d": (1, 1_000), "width": (1, 1_000), "outputs": (1, 1_000), "depth": (2, 12)}
 _LIMITS |= {"steps": (8, 1_000_000), "seeds": (1, 1_000), "size": (2, 1_000), "factor_steps": (8, 1_000_000)}
@@ -49,14 +48,7 @@ class Settings:
         Raises:
             SettingError: one line that names the key, the allowed values and what came.
         """
-        for name, (low, high) in _LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SettingError(f"{name} must be an integer from {low} to {high}; got {value!r}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "float" and not (math.isfinite(value) and value > 0):
-                raise SettingError(f"{field.name} must be a finite number > 0; got {value!r}")
+        check_ranges(self, _LIMITS)
 
 
 QUICK = {"seeds": 2, "steps": 400, "factor_steps": 2000}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
 from lawful.errors import SettingError
+from lawful.experiments.ranges import check_ranges
 
 _LIMITS: Final = {"n": (8, 100_000), "steps": (16, 100_000), "seeds": (1, 100), "batch": (2, 100_000)}
 
@@ -39,13 +39,7 @@ class Settings:
         Raises:
             SettingError: one line that names the key, the allowed values and what came.
         """
-        for name, (low, high) in _LIMITS.items():
-            if not low <= getattr(self, name) <= high:
-                raise SettingError(f"{name} must be an integer from {low} to {high}; got {getattr(self, name)!r}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "float" and not (math.isfinite(value) and value > 0):
-                raise SettingError(f"{field.name} must be a finite number > 0; got {value!r}")
+        check_ranges(self, _LIMITS)
         if self.momentum >= 1:
             raise SettingError(f"momentum must lie between 0 and 1; got {self.momentum!r}")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from lawful.errors import SettingError
+from lawful.experiments.ranges import check_ranges
 from lawful.flows.activations import ACTIVATIONS
 
 _MAX_DEPTH = 12
@@ -49,20 +49,7 @@ class Settings:
         Raises:
             SettingError: one line that names the key, the allowed values and what came.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool)):
-                raise SettingError(f"{field.name} must be an integer; got {value!r}")
-            if field.type == "float" and (not isinstance(value, int | float) or isinstance(value, bool)):
-                raise SettingError(f"{field.name} must be a number; got {value!r}")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SettingError(f"{name} must be an integer from {low} to {high}; got {value!r}")
-        for name in ("init_scale", "target_scale", "lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise SettingError(f"{name} must be a finite number > 0; got {value!r}")
+        check_ranges(self, _RANGES)
         if self.activation not in ACTIVATIONS:
             raise SettingError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}")
 
