@@ -88,6 +88,8 @@ def _plain(value: Any) -> Any:
     match value:
         case np.ndarray():
             return value.tolist()
+        case Fraction():
+            return str(value)
         case tuple():
             return [str(v) if isinstance(v, Fraction) else int(v) for v in value]
         case _:
@@ -109,6 +111,8 @@ def _node(data: Mapping[str, Any]) -> Node:
         fields["row"] = np.array(fields["row"], dtype=int)
     if "coefficients" in fields:
         fields["coefficients"] = tuple(Fraction(c) for c in fields["coefficients"])
+    if "slope" in fields:
+        fields["slope"] = Fraction(fields["slope"])
     for name in ("parents", "widths"):
         if name in fields:
             fields[name] = tuple(fields[name])

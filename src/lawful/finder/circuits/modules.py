@@ -163,7 +163,7 @@ def _average(r: Reader, name: str, leaf: Any) -> None:
 
 def _relu(r: Reader, name: str, leaf: Any) -> None:
     refuse_slope_one(leaf)
-    r.node = r.net.relu(r.node)
+    r.node = r.net.relu(r.node, Fraction(getattr(leaf, "negative_slope", 0)))
 
 
 def _identity(r: Reader, name: str, leaf: Any) -> None:

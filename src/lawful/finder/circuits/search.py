@@ -21,6 +21,7 @@ from lawful.finder import residues as ff
 from lawful.finder.circuits.circuit import Circuit
 from lawful.finder.circuits.fields import B_RANGE, System, lie_rank, random_point
 from lawful.finder.circuits.forms import Form, Part, forms, formula_of, kind_and_name, singles
+from lawful.finder.circuits.free_data import refuse_dependent
 from lawful.finder.circuits.nodes import Mask
 from lawful.finder.circuits.nullspace import combinations
 from lawful.finder.circuits.proof import is_law
@@ -151,7 +152,7 @@ def find_circuit_laws(
         progress: called with a fraction and a text.
 
     Raises:
-        SettingError: a rule or size that is not counted.
+        SettingError: a rule or size that is not counted; softmax weights or norms that depend on each other.
     """
     started = time.perf_counter()
     family = family_of(rule)
@@ -200,6 +201,7 @@ def _check(circuit: Circuit, family: Family, degree: int, output: str) -> None:
             f"find_laws: {circuit.name} has {circuit.size + len(circuit.feedback)} coordinates, weights and feedback "
             f"together; exact counting of circuits works up to {MAX_DIMENSION}"
         )
+    refuse_dependent(circuit)
 
 
 def _system(circuit: Circuit, family: Family, B: str | Mapping[str, Any], seed: int, *, softmax: bool) -> System:

@@ -1,8 +1,8 @@
 """Check a circuit's certificate by the transposed program: other prime, other sweep, python-flint's ranks.
 
-The finder sends errors down, in floats modulo 8388593. Here changes go up, in 64-bit integers modulo 2³¹ − 1, with
-masks in {0, 1}, at new random points: each law must stand still there, and the Lie rank must be the same. Then each law
-is expanded once more; that expansion is the finder's own.
+The finder sends errors down, in floats modulo 8388593. Here changes go up, in 64-bit integers modulo 2³¹ − 1, at new
+random points: each law must stand still there, and the Lie rank must be the same. Then each law is expanded once more;
+that expansion is the finder's own, and so is the test that softmax weights and roots are free data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lawful.finder.circuits.arithmetic import Jets, Value
 from lawful.finder.circuits.certificate import circuit_data, system_of
 from lawful.finder.circuits.circuit import Circuit, forward, tangent
 from lawful.finder.circuits.fields import System
+from lawful.finder.circuits.free_data import allowed, patterns, refuse_dependent
 from lawful.finder.circuits.nodes import Affine, Fixed, InverseRoot, Mask, Product, Softmax, State
 from lawful.finder.circuits.proof import is_law
 from lawful.finder.polynomials import Polynomial, gradient
@@ -53,6 +54,10 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
     yield Check("contents", not odd, odd or "format, prime, network, symbols and levels fit together")
     if odd:
         return
+    why = _dependent(system.circuit)
+    yield Check("free data", not why, why or "softmax weights and roots obey no relation but their own")
+    if why:
+        return
     rng = np.random.default_rng(int(content["sha256"][:8], 16))
     laws: list[Polynomial] = [{tuple(m): Fraction(c) for c, m in law["polynomial"]} for law in content["laws"]]
     bad = []
@@ -79,6 +84,14 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         yield Check("rank", claims_agree and found == claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
     meets = content["count"] == content["bound"]
     yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
+
+
+def _dependent(circuit: Circuit) -> str:
+    try:
+        refuse_dependent(circuit)
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
 def _inconsistent(content: Mapping[str, Any], system: System) -> Iterator[str]:
@@ -156,13 +169,18 @@ def _draw(system: System, values: np.ndarray, rows: int, rng: np.random.Generato
     circuit, ar, parts, found = system.circuit, Jets(), [], 0
     shifts = {number: int(x) for number, x in enumerate(np.random.default_rng(77).integers(1, P, len(circuit.nodes)))}
     while found < rows:
-        many = (rows - found) * min(system.candidates_per_sample, 256) + 8
-        good, data = np.ones(many, dtype=bool), dict[int, np.ndarray]()
+        many = (rows - found) * min(circuit.candidates_per_sample, 256) + 8
+        on, data = patterns(circuit, many, rng), dict[int, np.ndarray]()
+        good = allowed(circuit, on, many)
 
-        def given(number: int, inputs: Sequence[Value], many: int = many, good: Any = good, data: Any = data) -> Value:
+        def given(
+            number: int, inputs: Sequence[Value], many: int = many, good: Any = good, data: Any = data, on: Any = on
+        ) -> Value:
             node = circuit.nodes[number]
-            block = rng.integers(0, 2 if isinstance(node, Mask) else P, (many, 1, node.size))
-            if isinstance(node, Softmax):
+            block = rng.integers(0, P, (many, 1, node.size))
+            if isinstance(node, Mask):
+                block = np.where(on[number], 1, ar.constant(np.array([node.slope]))[0])[:, None]
+            elif isinstance(node, Softmax):
                 for r in np.unique(node.row):
                     *free, last = np.flatnonzero(node.row == r)
                     block[..., last] = (1 - block[..., free].sum(axis=-1)) % P
