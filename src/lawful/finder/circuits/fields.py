@@ -21,7 +21,7 @@ from lawful.finder.circuits.circuit import Circuit, backward, forward
 from lawful.finder.circuits.free_data import allowed, patterns, random_weights, roots_at, slopes
 from lawful.finder.circuits.nodes import InverseRoot, Mask, Softmax, State
 from lawful.finder.families import Family
-from lawful.finder.lie_algebra import MARGIN, MAX_LEVEL, LieRank, nested_bracket
+from lawful.finder.lie_algebra import MARGIN, MAX_LEVEL, RARE, LieRank, nested_bracket
 
 B_RANGE = 9
 """Feedback weights are nonzero integers up to this size: small, so that laws with numbers of B in them stay small."""
@@ -174,18 +174,19 @@ def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_
     rng = np.random.default_rng([seed, 3])
     values = random_point(system, rng)
     echelon, target = ff.Echelon(system.dimension), system.dimension - known
+    rare = any(isinstance(node, Mask) for node in system.circuit.nodes)  # a pattern may be
     result = LieRank(system.dimension, point=[values], seed=seed)
     try:
         for level in range(max_level + 1):
             before, used = echelon.rank, 0
             while echelon.rank < target:
-                count = target - echelon.rank + MARGIN
+                count = max(target - echelon.rank + MARGIN, RARE if rare else 0)
                 samples = [draw_exactly(system, values, count, rng) for _ in range(level + 1)]
                 gained = len(echelon.add(bracket_rows(system, values, samples, count)))
                 used += count
                 if progress is not None:
                     progress(echelon.rank / max(1, target), f"brackets of level {level}: rank {echelon.rank}")
-                if gained < count - MARGIN // 2:
+                if gained == 0 or (not rare and gained < count - MARGIN // 2):
                     break
             result.samples.append(used)
             result.levels.append(echelon.rank)

@@ -249,7 +249,7 @@ def _lie_rank(system: System, values: np.ndarray, samples: Sequence[int], rng: n
     size, rows = system.circuit.size, []
     coordinates, B = [values[None, None, system.state]], [values[None, None, size:]]
     for level, count in enumerate(samples):
-        many = count + 8 if count else 0
+        many = 2 * count + 8 if count else 0
         if many:
             data = [_draw(system, values, many, rng) for _ in range(level + 1)]
             block = _bracket(system, coordinates, B, data)[0]
