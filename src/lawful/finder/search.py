@@ -26,6 +26,7 @@ from lawful.finder.geometry import decay_rates, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
 from lawful.finder.named_laws import BUILDERS
 from lawful.finder.nullspace import num_monomials, polynomial_laws
+from lawful.finder.plain_modules import refuse_hidden_work
 from lawful.finder.polynomials import Polynomial, written
 from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
 from lawful.finder.proof import Context, rate_of
@@ -156,6 +157,7 @@ def find_laws(
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
     source = widths_or_module
     if isinstance(source, torch.nn.Module):
+        refuse_hidden_work(source)
         source = source if is_chain(source) and _fits(source, shape) else circuit_of(source, shape)
         shape = None
     if shape is not None:

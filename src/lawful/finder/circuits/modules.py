@@ -36,6 +36,8 @@ class Reader:
         if made is not None and self.biases[id(weight)] is not bias:
             raise ValueError("a weight that is used twice must come with the same bias")
         if made is None:
+            if bias is not None and any(bias is other for other in self.biases.values()):
+                raise ValueError("a bias that is used twice must come with the same weight")
             self.biases[id(weight)] = bias
             dotted = f"{name}." if name else ""
             own = f"{dotted}bias" if bias is not None else ""
