@@ -143,34 +143,11 @@ def _named(network: str) -> Any:
 
 
 def _made(text: str) -> Any:
-    """What the factory returns."""
-    import importlib
-    import inspect
-    import sys
-
     from torch import nn
 
-    from lawful.errors import SettingError
+    from lawful.factories import made_by
 
-    name, colon, factory = text.partition(":")
-    if not (name and colon and factory):
-        raise SettingError(f"--module: expected module:factory, such as my_models:tiny; got {text!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own files, as `python -c` would find them
-    try:
-        make = getattr(importlib.import_module(name), factory)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise SettingError(f"--module {text!r}: {error}") from error
-    try:
-        inspect.signature(make).bind()
-    except ValueError:
-        pass  # a built-in that does not say what it takes
-    except TypeError as error:
-        raise SettingError(f"--module {text!r}: {factory} is called without arguments, but {error}") from error
-    made = make()
-    if not isinstance(made, nn.Module):
-        raise SettingError(f"--module {text!r}: expected {factory}() to return an nn.Module; got {made!r:.60}")
-    return made
+    return made_by(text, "--module", nn.Module, "an nn.Module")
 
 
 def _numbers(text: str | None) -> list[int] | None:
