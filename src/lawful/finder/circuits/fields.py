@@ -195,5 +195,5 @@ def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_
                 result.complete = True
                 break
     except KeyboardInterrupt:
-        result.interrupted, result.rank = True, echelon.rank
+        result.cut_short(echelon.rank)
     return result

@@ -79,8 +79,8 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         if progress is not None:
             progress(0.5, "Lie rank modulo 2^31 - 1")
         best = max(content["points"], key=lambda point: point["rank"])
-        found = _lie_rank(system, values, best["samples"], rng)
-        claims_agree = best["rank"] == claimed == best["levels"][-1]
+        found = _lie_rank(system, values, best["samples"][: len(best["levels"])], rng)
+        claims_agree = best["rank"] == claimed == [0, *best["levels"]][-1]
         yield Check("rank", claims_agree and found == claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
     meets = content["count"] == content["bound"]
     yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
