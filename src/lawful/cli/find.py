@@ -99,6 +99,8 @@ def find(
         )
     if momentum and (weight_decay or decay is not None):
         raise SettingError("lawful find: --momentum and weight decay are counted apart; give one of them")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise SettingError(f"--out: no folder {out.absolute().parent} to write {out.name} to")
     from lawful.finder.search import find_laws
 
     timed = weight_decay or decay is not None

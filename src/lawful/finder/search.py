@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -52,45 +52,6 @@ DEEPEST: Final = 4
 
 Progress = Callable[[float, str], None]
 _PROVED: dict[Hashable, bool] = {}
-
-
-@overload
-def find_laws(
-    widths_or_module: Sequence[int],
-    *,
-    rule: Rule | DirectRule | str,
-    activation: str | None = None,
-    bias: bool = False,
-    degree: int = 2,
-    B: str | Sequence[Any] = "generic",
-    seed: int = 0,
-    output: str = "free",
-    inputs: Any = None,
-    geometry: str = "plain",
-    decay: Sequence[int] | None = None,
-    search: bool | None = None,
-    num_points: int = 2,
-    progress: Progress | None = None,
-) -> LawSearch: ...
-
-
-@overload
-def find_laws(
-    widths_or_module: torch.nn.Module | Circuit,
-    *,
-    rule: Rule | DirectRule | str,
-    degree: int = 2,
-    B: str | Sequence[Any] | Mapping[str, Any] = "generic",
-    seed: int = 0,
-    output: str = "free",
-    inputs: Any = None,
-    geometry: str = "plain",
-    decay: Sequence[int] | None = None,
-    search: bool | None = None,
-    num_points: int = 2,
-    shape: Sequence[int] | None = None,
-    progress: Progress | None = None,
-) -> LawSearch | CircuitSearch: ...
 
 
 def find_laws(

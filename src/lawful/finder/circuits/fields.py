@@ -21,7 +21,7 @@ from lawful.finder.circuits.circuit import Circuit, backward, forward
 from lawful.finder.circuits.free_data import allowed, patterns, random_weights, roots_at, slopes
 from lawful.finder.circuits.nodes import InverseRoot, Mask, Softmax, State
 from lawful.finder.families import Family
-from lawful.finder.lie_algebra import MARGIN, MAX_LEVEL, RARE, LieRank, nested_bracket
+from lawful.finder.lie_algebra import MARGIN, MAX_LEVEL, LieRank, nested_bracket
 
 B_RANGE = 9
 """Feedback weights are nonzero integers up to this size: small, so that laws with numbers of B in them stay small."""
@@ -180,7 +180,7 @@ def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_
         for level in range(max_level + 1):
             before, used = echelon.rank, 0
             while echelon.rank < target:
-                count = max(target - echelon.rank + MARGIN, RARE if rare else 0)
+                count = target - echelon.rank + MARGIN
                 samples = [draw_exactly(system, values, count, rng) for _ in range(level + 1)]
                 gained = len(echelon.add(bracket_rows(system, values, samples, count)))
                 used += count

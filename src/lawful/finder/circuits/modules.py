@@ -135,7 +135,8 @@ def _convolution(r: Reader, name: str, leaf: Any) -> None:
     if isinstance(leaf.padding, str) or leaf.padding_mode != "zeros":
         raise ValueError("padding must be a number of zeros")
     if len(r.shape) != 1 + len(leaf.kernel_size) or r.shape[0] != leaf.in_channels:
-        raise ValueError(f"expected {leaf.in_channels} channels first, got an input of shape {r.shape}")
+        sizes = "length" if len(leaf.kernel_size) == 1 else "height, width"
+        raise ValueError(f"expected an input of shape ({leaf.in_channels}, {sizes}), channels first; got {r.shape}")
     m = r.map(name, leaf.weight, leaf.bias)
     size, windows = _windows(r.shape[1:], leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation)
     written, read = (leaf.out_channels, *size), r.shape

@@ -29,6 +29,11 @@ from lawful.finder.residues import PRIME
 from lawful.finder.verify import Check
 
 P = jets.MODULUS
+
+POINTS = 3
+"""At which each law must stand still. A polynomial of degree d that is not zero modulo p vanishes at a random point
+with probability at most d/p (Schwartz, Zippel)."""
+
 Progress = Callable[[float, str], None]
 
 Data: TypeAlias = tuple[dict[int, Value], Value]
@@ -60,14 +65,18 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         return
     rng = np.random.default_rng(int(content["sha256"][:8], 16))
     laws: list[Polynomial] = [{tuple(m): Fraction(c) for c, m in law["polynomial"]} for law in content["laws"]]
-    bad = []
+    moving, bad = list[str](), list[str]()
     for number, (law, h) in enumerate(zip(content["laws"], laws, strict=True)):
         if progress is not None:
             progress(0.5 * number / len(laws), f"expanding {law['name']}")
         numeric = bool(law["given_feedback"])
-        if not (h and _vanishes_at_random(system, h, numeric=numeric, rng=rng) and is_law(system, h, numeric=numeric)):
+        if not (h and _stands_still(system, h, numeric=numeric, rng=rng)):
+            moving.append(law["name"])
+        elif not is_law(system, h, numeric=numeric):
             bad.append(law["name"])
-    yield Check("proofs", not bad, ", ".join(bad[:3]) if bad else f"{len(laws)} laws stand still and expand to zero")
+    still = f"{len(laws)} laws stand still at {POINTS} random points modulo 2^31 - 1"
+    yield Check("laws", not moving, ", ".join(moving[:3]) if moving else still)
+    yield Check("proofs", not bad, ", ".join(bad[:3]) if bad else "and expand to zero")
     values = _point(system, rng)
     independent = _gradient_rank(system, laws, values)
     yield Check("independence", independent == content["count"] == len(laws), f"gradient rank {independent}")
@@ -113,7 +122,7 @@ def _inconsistent(content: Mapping[str, Any], system: System) -> Iterator[str]:
     if not all(isinstance(law["given_feedback"], bool) for law in content["laws"]):
         yield "laws"
     for point in content["points"]:
-        values, levels, samples = point["values"], point["levels"], point["samples"]
+        (values,), levels, samples = point["state"], point["levels"], point["samples"]
         counts = [*levels, *samples, point["rank"], point["seed"]]
         whole = all(isinstance(x, int) and not isinstance(x, bool) for x in [*values, *counts])
         if not whole or len(values) != 2 * system.circuit.size or min(counts) < 0:
@@ -260,8 +269,12 @@ def _lie_rank(system: System, values: np.ndarray, samples: Sequence[int], rng: n
     return _rank(stacked)
 
 
-def _vanishes_at_random(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
-    """∇h · F = 0 modulo 2³¹ − 1 at a random point, for 24 random data."""
+def _stands_still(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
+    """∇h · F = 0 modulo 2³¹ − 1 at random points, for 24 random data each."""
+    return all(_still_at_random(system, h, numeric=numeric, rng=rng) for _ in range(POINTS))
+
+
+def _still_at_random(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
     size, ar = system.circuit.size, Jets()
     values = _point(system, rng)
     if not numeric:
