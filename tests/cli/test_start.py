@@ -2,6 +2,11 @@ import resource
 import subprocess
 import sys
 
+import pytest
+import typer
+
+from lawful.cli.app import _guarded
+
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=60, check=False)
@@ -31,3 +36,17 @@ def test_version() -> None:
     import lawful
 
     assert python("-m", "lawful.cli", "--version").stdout == f"lawful {lawful.__version__}\n"
+
+
+RESUMES = "; run the same command again to resume"
+
+
+@pytest.mark.parametrize(("verb", "line"), [("find", "interrupted\n"), ("audit", f"interrupted{RESUMES}\n")])
+def test_only_what_resumes_says_so(verb: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    command.__name__ = verb
+    with pytest.raises(typer.Exit) as left:
+        _guarded(command)()
+    assert left.value.exit_code == 130 and capsys.readouterr().err == line

@@ -26,6 +26,9 @@ VERBS: dict[str, str] = {
 }
 """Verb -> the module whose function of that name is the command."""
 
+RESUMING = {"reproduce", "audit"}
+"""Verbs that go on where they were when the same command is given again."""
+
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
@@ -69,7 +72,7 @@ def _options(
 
 
 def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``command`` whose user errors are one line on stderr, and whose interruption says how to go on."""
+    """``command`` whose user errors are one line on stderr, and whose interruption says whether it can go on."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -79,7 +82,7 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             print_error(f"error: {' '.join(str(error).split())}")
             raise typer.Exit(EXIT_ERROR) from None
         except KeyboardInterrupt:
-            print_error("interrupted; run the same command again to resume")
+            print_error("interrupted" + "; run the same command again to resume" * (command.__name__ in RESUMING))
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run

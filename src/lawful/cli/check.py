@@ -63,28 +63,17 @@ def check(
 
 def _made(text: str) -> tuple[nn.Module, Any, Mapping[str, torch.Tensor] | None]:
     """What the factory returns, as (model, inputs, feedback)."""
-    import importlib
-    import sys
-
     from torch import nn
 
     from lawful.errors import SettingError
+    from lawful.factories import made_by
 
-    module, colon, name = text.partition(":")
-    if not (module and colon and name):
-        raise SettingError(f"expected module:factory, such as my_models:resnet; got {text!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own files, as `python -c` would find them
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise SettingError(f"{text!r}: {error}") from error
+    expected = "a model, (model, inputs) or (model, inputs, feedback)"
+    made = made_by(text, "MODULE:FACTORY", object, expected)
     parts: list[Any] = list(made) if isinstance(made, tuple) else [made]
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
         got = ", ".join(type(part).__name__ for part in parts)
-        raise SettingError(
-            f"{text!r}: expected a model, (model, inputs) or (model, inputs, feedback) from {name}(); got ({got})"
-        )
+        raise SettingError(f"MODULE:FACTORY {text!r}: expected {expected} from it; got ({got})")
     model, args, feedback = [*parts, (), None][:3] if len(parts) == 1 else [*parts, None][:3]
     return model, args, feedback
 

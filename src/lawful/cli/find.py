@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lawful.finder.search import LawSearch
 
 MAX_ROWS = 40
+INTERRUPTED = 130
 
 
 def find(
@@ -67,7 +68,7 @@ def find(
     """Find the conserved quantities of a learning rule, and certify that there are no others.
 
     The number of laws is bounded from above by an exact rank and from below by laws that are proved one by one; where
-    both agree, these are all. Ctrl-C keeps what is known so far.
+    both agree, these are all. Ctrl-C keeps what is known so far: it is printed, and written to --out.
 
     **Examples:**
 
@@ -81,7 +82,7 @@ def find(
 
     $ lawful find --verify laws.json
 
-    **Exit code:** 0 found or verified, 1 when a certificate is wrong, 2 for a wrong setting or file.
+    **Exit code:** 0 found or verified, 1 when a certificate is wrong, 2 for a wrong setting or file, 130 interrupted.
     """
     from rich.console import Console
 
@@ -98,6 +99,8 @@ def find(
         )
     if momentum and (weight_decay or decay is not None):
         raise SettingError("lawful find: --momentum and weight decay are counted apart; give one of them")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise SettingError(f"--out: no folder {out.absolute().parent} to write {out.name} to")
     from lawful.finder.search import find_laws
 
     timed = weight_decay or decay is not None
@@ -116,12 +119,14 @@ def find(
                 raise SettingError("--activation and --bias are options of layer sizes; a network has its own")
             chosen = _named(network) if network is not None else _made(str(module))
             found = find_laws(chosen, shape=_numbers(shape), progress=progress, **options, **mlp)
-    _show(console, found, all_=all_)
+    _show(console, found, all_=all_, phase=progress.phase)
     if out is not None:
         from lawful.finder.certificate import save_certificate
 
         save_certificate(found, out)
         console.print(f"certificate: {out}", highlight=False, soft_wrap=True)
+    if found.interrupted and not found.certified:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _rates(text: str) -> list[int]:
@@ -143,34 +148,11 @@ def _named(network: str) -> Any:
 
 
 def _made(text: str) -> Any:
-    """What the factory returns."""
-    import importlib
-    import inspect
-    import sys
-
     from torch import nn
 
-    from lawful.errors import SettingError
+    from lawful.factories import made_by
 
-    name, colon, factory = text.partition(":")
-    if not (name and colon and factory):
-        raise SettingError(f"--module: expected module:factory, such as my_models:tiny; got {text!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own files, as `python -c` would find them
-    try:
-        make = getattr(importlib.import_module(name), factory)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise SettingError(f"--module {text!r}: {error}") from error
-    try:
-        inspect.signature(make).bind()
-    except ValueError:
-        pass  # a built-in that does not say what it takes
-    except TypeError as error:
-        raise SettingError(f"--module {text!r}: {factory} is called without arguments, but {error}") from error
-    made = make()
-    if not isinstance(made, nn.Module):
-        raise SettingError(f"--module {text!r}: expected {factory}() to return an nn.Module; got {made!r:.60}")
-    return made
+    return made_by(text, "--module", nn.Module, "an nn.Module")
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -200,17 +182,24 @@ class _bar:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=1.0)
+        self.phase = "preparing"
 
     def __enter__(self) -> _bar:
         self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        from lawful.cli.console import print_error
+
         self._progress.stop()
+        if kind is KeyboardInterrupt:
+            print_error(f"interrupted while {self.phase}; there is nothing to keep yet")
+            raise typer.Exit(INTERRUPTED) from None
 
     def __call__(self, fraction: float, text: str) -> None:
         from rich.markup import escape
 
+        self.phase = text
         self._progress.update(self._task, completed=min(fraction, 1.0), description=escape(text))
 
 
@@ -228,7 +217,7 @@ def _table(path: Path) -> Any:
         raise SettingError(f"--inputs: cannot read {path} as a table of numbers: {error}") from error
 
 
-def _show(console: Console, found: LawSearch | CircuitSearch, *, all_: bool) -> None:
+def _show(console: Console, found: LawSearch | CircuitSearch, *, all_: bool, phase: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -243,7 +232,10 @@ def _show(console: Console, found: LawSearch | CircuitSearch, *, all_: bool) -> 
     ranks = found.ranks[0].levels if found.ranks else []
     console.print(f"D = {found.dimension}, Lie rank {ranks} by bracket level, modulo a prime", highlight=False)
     if found.interrupted and not found.certified:
-        console.print("interrupted: what follows holds, but more might have been found", style="yellow")
+        console.print(
+            f"interrupted while {phase}: what follows holds, but more might have been found",
+            style="yellow", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     console.print(str(found), style="bold green" if found.certified else "bold yellow", highlight=False, soft_wrap=True)
     if not found.certified and not found.interrupted:
         console.print(found.gap, highlight=False)

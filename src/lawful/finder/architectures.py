@@ -215,7 +215,7 @@ def is_chain(source: object) -> bool:
         return False
     leaves = _without_data(source)
     kinds = [kind_of(leaf) for leaf in leaves]
-    weights = [id(leaf.weight) for leaf in leaves if isinstance(leaf, torch.nn.Linear)]
+    weights = [id(w) for leaf in leaves if isinstance(leaf, torch.nn.Linear) for w in leaf.parameters()]
     between = set(kinds) - {torch.nn.Linear}
     if not between <= set(MODULES) or len(between) > 1 or len(set(weights)) < len(weights):
         return False

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -16,20 +16,12 @@ from lawful.errors import SettingError
 from lawful.finder.residues import PRIME
 
 if TYPE_CHECKING:
+    from lawful.finder.circuits.search import CircuitSearch
     from lawful.finder.found import LawSearch
 
 FORMAT: Final = "lawful law certificate 1"
-CIRCUIT_FORMAT: Final = "lawful circuit law certificate 1"
+CIRCUIT_FORMAT: Final = "lawful circuit law certificate 2"
 """Of networks that are no plain MLPs (:mod:`lawful.finder.circuits.certificate`)."""
-
-
-class Certified(Protocol):
-    """A search with a certificate."""
-
-    @property
-    def certificate(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        ...
 
 
 def certificate_of(search: LawSearch) -> dict[str, Any]:
@@ -51,6 +43,15 @@ def certificate_of(search: LawSearch) -> dict[str, Any]:
             "feedback": [_texts(block) for block in search.system.exact[1:]],
             "inputs": None if search.system.inputs is None else _texts(search.system.inputs),
         },
+        "variables": symbols_names,
+        **findings(search),
+    }
+    return {**content, "sha256": digest(content)}
+
+
+def findings(search: LawSearch | CircuitSearch) -> dict[str, Any]:
+    """What every certificate says: counts, prime, points and ranks, laws as polynomials."""
+    return {
         "count": search.count,
         "bound": search.bound,
         "certified": search.certified,
@@ -66,7 +67,6 @@ def certificate_of(search: LawSearch) -> dict[str, Any]:
             }
             for rank in search.ranks
         ],
-        "variables": symbols_names,
         "laws": [
             {
                 "name": law.name,
@@ -78,7 +78,6 @@ def certificate_of(search: LawSearch) -> dict[str, Any]:
             for law in search.laws
         ],
     }
-    return {**content, "sha256": digest(content)}
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -87,7 +86,7 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save_certificate(search: Certified, path: str | os.PathLike[str]) -> None:
+def save_certificate(search: LawSearch | CircuitSearch, path: str | os.PathLike[str]) -> None:
     """Write the certificate; never half of it under its final name.
 
     Raises:

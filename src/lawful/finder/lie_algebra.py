@@ -55,6 +55,14 @@ class LieRank:
     B: tuple[np.ndarray, ...] = ()
     seed: int = 0
 
+    def cut_short(self, rank: int) -> None:
+        """Keep what an interrupted level has reached; as many brackets as the rank grew by suffice for it."""
+        self.interrupted = True
+        if rank > self.rank:
+            self.samples[len(self.levels) :] = [rank - self.rank]
+            self.levels.append(rank)
+            self.rank = rank
+
     @property
     def bound(self) -> int:
         """At most this many independent laws."""
@@ -128,8 +136,7 @@ def lie_rank(
                 result.complete = True
                 break
     except KeyboardInterrupt:
-        result.interrupted = True
-        result.rank = echelon.rank
+        result.cut_short(echelon.rank)
     return result
 
 

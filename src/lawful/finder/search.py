@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from lawful.finder.geometry import decay_rates, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
 from lawful.finder.named_laws import BUILDERS
 from lawful.finder.nullspace import num_monomials, polynomial_laws
+from lawful.finder.plain_modules import refuse_hidden_work
 from lawful.finder.polynomials import Polynomial, written
 from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
 from lawful.finder.proof import Context, rate_of
@@ -51,45 +52,6 @@ DEEPEST: Final = 4
 
 Progress = Callable[[float, str], None]
 _PROVED: dict[Hashable, bool] = {}
-
-
-@overload
-def find_laws(
-    widths_or_module: Sequence[int],
-    *,
-    rule: Rule | DirectRule | str,
-    activation: str | None = None,
-    bias: bool = False,
-    degree: int = 2,
-    B: str | Sequence[Any] = "generic",
-    seed: int = 0,
-    output: str = "free",
-    inputs: Any = None,
-    geometry: str = "plain",
-    decay: Sequence[int] | None = None,
-    search: bool | None = None,
-    num_points: int = 2,
-    progress: Progress | None = None,
-) -> LawSearch: ...
-
-
-@overload
-def find_laws(
-    widths_or_module: torch.nn.Module | Circuit,
-    *,
-    rule: Rule | DirectRule | str,
-    degree: int = 2,
-    B: str | Sequence[Any] | Mapping[str, Any] = "generic",
-    seed: int = 0,
-    output: str = "free",
-    inputs: Any = None,
-    geometry: str = "plain",
-    decay: Sequence[int] | None = None,
-    search: bool | None = None,
-    num_points: int = 2,
-    shape: Sequence[int] | None = None,
-    progress: Progress | None = None,
-) -> LawSearch | CircuitSearch: ...
 
 
 def find_laws(
@@ -156,6 +118,7 @@ def find_laws(
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
     source = widths_or_module
     if isinstance(source, torch.nn.Module):
+        refuse_hidden_work(source)
         source = source if is_chain(source) and _fits(source, shape) else circuit_of(source, shape)
         shape = None
     if shape is not None:
@@ -187,21 +150,26 @@ def find_laws(
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=signed_feedback(system, point))
     symbols = Symbols(local)
-    interrupted, ranks, laws = False, [], []
+    interrupted, ranks, laws, proved = False, list[LieRank](), list[tuple[FoundLaw, Candidate]](), list[Candidate]()
     try:
-        laws = _independent(symbols, point, local, _named(symbols, progress))
+        for candidate in _named(symbols, progress):
+            proved.append(candidate)
+        laws = _independent(symbols, point, local, proved)
         ranks.append(_rank(system, seed, len(laws), progress))
         for power in _degrees(search, symbols, degree, numeric=numeric):
-            if search is None and len(laws) == ranks[0].bound:
+            if ranks[0].interrupted or (search is None and len(laws) == ranks[0].bound):
                 break
+            proved = _candidates_of(laws)
             found = polynomial_laws(symbols, point, power, numeric=numeric, seed=seed, progress=progress)
-            laws = _independent(symbols, point, local, [*_candidates_of(laws), *_new(symbols, found, point, numeric)])
+            for candidate in _new(symbols, found, point, numeric):
+                proved.append(candidate)
+            laws = _independent(symbols, point, local, proved)
         tries = 1 if inputs is not None and arch.sigma.slopes is not None else num_points
         while len(ranks) < tries and min(r.bound for r in ranks) > len(laws) and all(r.complete for r in ranks):
             more = {"near": point, "max_level": len(ranks[0].levels)}
             ranks.append(_rank(system, seed + len(ranks), len(laws), progress, **more))
     except KeyboardInterrupt:
-        interrupted = True
+        interrupted, laws = True, _independent(symbols, point, local, proved)
     bound = min((r.bound for r in ranks), default=system.dimension)
     interrupted |= any(r.interrupted for r in ranks)
     certified = len(laws) == bound and arch.sigma.degree is not None
@@ -223,17 +191,17 @@ def _rank(system: System, seed: int, known: int, progress: Progress | None, **op
     return lie_rank(system, seed=seed, known=known, progress=progress, **options)
 
 
-def _named(symbols: Symbols, progress: Progress | None) -> list[Candidate]:
+def _named(symbols: Symbols, progress: Progress | None) -> Iterator[Candidate]:
     """The named candidates that expand to zero."""
     proved: dict[Hashable, bool] = {}
-    kept = []
+    tried = 0
     for build in BUILDERS:
         for candidate in in_geometry(symbols, build(symbols)):
-            if progress is not None and len(kept) % 64 == 0:
+            if progress is not None and tried % 64 == 0:
                 progress(0.0, f"proving {candidate.name}")
+            tried += 1
             if is_law(symbols, candidate, proved):
-                kept.append(candidate)
-    return kept
+                yield candidate
 
 
 def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] | None = None) -> bool:
@@ -256,15 +224,15 @@ def is_law(symbols: Symbols, candidate: Candidate, proved: dict[Hashable, bool] 
     return answer
 
 
-def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], numeric: bool) -> list[Candidate]:
+def _new(symbols: Symbols, found: list[Polynomial], point: list[np.ndarray], numeric: bool) -> Iterator[Candidate]:
     """Searched polynomials that are proved over every case of the data."""
     contexts = contexts_of(symbols.system, point)
-    kept = []
+    number = 0
     for h in found:
         if not any(rate_of(symbols, h, numeric=numeric, to_output=True, contexts=contexts, drift=drift)):
+            number += 1
             text = written(h, symbols.names.__getitem__)
-            kept.append(Candidate("polynomial", f"polynomial law {len(kept) + 1}", text, h, numeric, True))
-    return kept
+            yield Candidate("polynomial", f"polynomial law {number}", text, h, numeric, True)
 
 
 def _candidates_of(laws: _Found) -> list[Candidate]:

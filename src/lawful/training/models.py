@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +11,7 @@ from torch.nn import functional as F
 
 from lawful.data.base import DataSet
 from lawful.errors import SettingError
+from lawful.factories import made_by
 
 Builder = Callable[[DataSet], nn.Module]
 
@@ -139,22 +137,6 @@ def build_model(name: str, data: DataSet) -> nn.Module:
         if data.is_text and name != "transformer":
             raise SettingError(f"model {name!r} reads no tokens: data {data.name!r} needs model 'transformer'")
         return MODELS[name](data)
-    module, colon, factory = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise SettingError(f"model must be one of {', '.join(MODELS)}, or module:factory; got {name!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own files, as `python -c` would find them
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise SettingError(f"model {name!r}: {error}") from error
-    try:
-        inspect.signature(make).bind()
-    except ValueError:
-        pass  # a built-in that does not say what it takes
-    except TypeError as error:
-        raise SettingError(f"model {name!r}: {factory} is called without arguments, but {error}") from error
-    model = make()
-    if not isinstance(model, nn.Module):
-        raise SettingError(f"model {name!r}: expected {factory}() to return an nn.Module; got {type(model).__name__}")
-    return model
+    return made_by(name, "model", nn.Module, "an nn.Module")

@@ -34,10 +34,10 @@ def content():
         (("count",), 11, "independence"),
         (("bound",), 9, "rank"),
         (("certified",), False, "conclusion"),
-        (("laws", 3, "polynomial", 0, 0), "5", "proofs"),
+        (("laws", 3, "polynomial", 0, 0), "5", "laws"),
         (("points", 0, "rank"), 15, "rank"),
         (("points", 0, "rank"), 3, "contents"),
-        (("rule",), "bp", "proofs"),
+        (("rule",), "bp", "laws"),
         (("circuit", "nodes", 6, "kind"), "Mask", None),
         (("dimension",), 23, "dimension"),
         (("format",), "another", "contents"),
@@ -47,7 +47,7 @@ def content():
         (("circuit", "nodes", 1, "parents"), [-1], "contents"),
         (("circuit", "nodes", 1, "fed"), 1.5, "contents"),
         (("points", 0, "seed"), -1, "contents"),
-        (("points", 0, "values"), [], "contents"),
+        (("points", 0, "state", 0), [], "contents"),
         (("laws", 0, "given_feedback"), None, "contents"),
     ],
 )
@@ -105,6 +105,7 @@ def test_command_line(tmp_path, monkeypatch):
         (["--module", "math:hypot"], "return an nn.Module"),
         (["--module", "builtins:dict"], "return an nn.Module"),
         (["--module", "torch.nn:Identity", "--shape", "1,x"], "whole numbers"),
+        (["2", "3", "1", "--out", "no_such_folder/laws.json"], "no folder"),
     ],
 )
 def test_bad_settings_are_one_line(arguments, part):

@@ -169,7 +169,9 @@ def rows(seed: int) -> Iterator[LawSearch]:
         for activation in ACTIVATIONS:
             for widths in ARCHITECTURES:
                 for bias in (False, True):
-                    yield find_laws(widths, rule=rule, activation=activation, bias=bias, seed=seed)
+                    found = find_laws(widths, rule=rule, activation=activation, bias=bias, seed=seed)
+                    assert isinstance(found, LawSearch)
+                    yield found
 
 
 def summary(found: LawSearch) -> str:

@@ -97,9 +97,9 @@ class Builder:
             start += self.size(p)
         return parts[0] if len(parts) == 1 else self.add(*parts)
 
-    def relu(self, parent: int) -> int:
-        """ReLU, leaky or not."""
-        return self._add(Mask((parent,), self.size(parent)))
+    def relu(self, parent: int, slope: Fraction = Fraction(0)) -> int:
+        """ReLU, or leaky ReLU with this slope."""
+        return self._add(Mask((parent,), self.size(parent), slope))
 
     def product(self, left: int, right: int, size: int, places: Sequence[tuple[int, int, int]]) -> int:
         """Σ l_i r_j into ``size`` units, over places (o, i, j)."""

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lawful.finder.certificate import CIRCUIT_FORMAT, digest
+from lawful.finder.certificate import CIRCUIT_FORMAT, digest, findings
 from lawful.finder.circuits.circuit import Circuit, Map
 from lawful.finder.circuits.fields import System
 from lawful.finder.circuits.nodes import Affine, Fixed, Input, InverseRoot, Mask, Node, Product, Softmax, Sum
 from lawful.finder.families import family_of
-from lawful.finder.residues import PRIME
 
 if TYPE_CHECKING:
     from lawful.finder.circuits.search import CircuitSearch
@@ -34,32 +33,8 @@ def certificate_of(search: CircuitSearch) -> dict[str, Any]:
         "rule": search.rule,
         "feedback": [str(b) for b in system.exact],
         "softmax": system.softmax,
-        "count": search.count,
-        "bound": search.bound,
-        "certified": search.certified,
-        "dimension": search.dimension,
-        "prime": PRIME,
-        "points": [
-            {
-                "seed": rank.seed,
-                "values": [int(x) for x in rank.point[0]],
-                "levels": rank.levels,
-                "samples": rank.samples,
-                "rank": rank.rank,
-            }
-            for rank in search.ranks
-        ],
         "symbols": system.names,
-        "laws": [
-            {
-                "name": law.name,
-                "kind": law.kind,
-                "formula": law.formula,
-                "given_feedback": law.numeric,
-                "polynomial": [[str(c), list(m)] for m, c in sorted(law.terms.items())],
-            }
-            for law in search.laws
-        ],
+        **findings(search),
     }
     return {**content, "sha256": digest(content)}
 
@@ -88,6 +63,8 @@ def _plain(value: Any) -> Any:
     match value:
         case np.ndarray():
             return value.tolist()
+        case Fraction():
+            return str(value)
         case tuple():
             return [str(v) if isinstance(v, Fraction) else int(v) for v in value]
         case _:
@@ -109,6 +86,8 @@ def _node(data: Mapping[str, Any]) -> Node:
         fields["row"] = np.array(fields["row"], dtype=int)
     if "coefficients" in fields:
         fields["coefficients"] = tuple(Fraction(c) for c in fields["coefficients"])
+    if "slope" in fields:
+        fields["slope"] = Fraction(fields["slope"])
     for name in ("parents", "widths"):
         if name in fields:
             fields[name] = tuple(fields[name])

@@ -10,7 +10,7 @@ import numpy as np
 
 from lawful.errors import SettingError
 from lawful.finder.circuits.arithmetic import Value
-from lawful.finder.circuits.nodes import Affine, Here, Node, State
+from lawful.finder.circuits.nodes import Affine, Here, InverseRoot, Mask, Node, Softmax, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,20 @@ class Circuit:
         for node in self.nodes:
             moved.append(isinstance(node, Affine) or any(moved[p] for p in node.parents))
         return tuple(moved)
+
+    @cached_property
+    def masks_below(self) -> tuple[int, ...]:
+        """The ReLU nodes that a softmax or a norm depends on."""
+        below = set[int]()
+        for number in reversed(range(len(self.nodes))):
+            if number in below or isinstance(self.nodes[number], Softmax | InverseRoot):
+                below |= set(self.nodes[number].parents)
+        return tuple(number for number in sorted(below) if isinstance(self.nodes[number], Mask))
+
+    @cached_property
+    def candidates_per_sample(self) -> int:
+        """How many random samples it takes on average until every square root is rational modulo a prime."""
+        return 2 ** sum(node.size for node in self.nodes if isinstance(node, InverseRoot))
 
     @cached_property
     def feedback(self) -> np.ndarray:

@@ -1,16 +1,15 @@
 """Update fields of a circuit modulo a prime, at points where every square root is rational.
 
-Free data: inputs, errors, ReLU slopes, and the attention weights P (rows sum to one). Where the scores of a softmax
-are Q-linearly independent modulo constants, their exponentials are algebraically independent over the rational
-functions (Ax 1971), so P free loses nothing. A norm's r with r²(v + ε) = 1 exists modulo p for half of all v: samples
-are drawn again until all have it; either sign of r is one of the two branches of one irreducible relation.
+Data: inputs, errors, ReLU patterns that occur, softmax weights P (rows sum to one), and for norms r with r²(v + ε) = 1.
+Half of all v have such an r: samples are drawn again until all have it. That P and r obey no other relation is tested
+in :mod:`lawful.finder.circuits.free_data`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from lawful.errors import SettingError
 from lawful.finder import residues as ff
 from lawful.finder.circuits.arithmetic import Residues, Value
 from lawful.finder.circuits.circuit import Circuit, backward, forward
-from lawful.finder.circuits.nodes import Input, InverseRoot, Mask, Softmax, State
+from lawful.finder.circuits.free_data import allowed, patterns, random_weights, roots_at, slopes
+from lawful.finder.circuits.nodes import InverseRoot, Mask, Softmax, State
 from lawful.finder.families import Family
 from lawful.finder.lie_algebra import MARGIN, MAX_LEVEL, LieRank, nested_bracket
 
@@ -64,11 +64,6 @@ class System:
         return np.concatenate([own, size + self.circuit.feedback]) if self.moving else own
 
     @cached_property
-    def candidates_per_sample(self) -> int:
-        """How many random samples it takes on average until every square root is rational."""
-        return 2 ** sum(node.size for node in self.circuit.nodes if isinstance(node, InverseRoot))
-
-    @cached_property
     def names(self) -> list[str]:
         """Of θ and of B (for sign rules S = M ⊙ sign(W)), as far as there is one."""
         letter = "S" if self.family.source == "sign" else "B"
@@ -100,25 +95,27 @@ def draw(system: System, values: np.ndarray, count: int, rng: np.random.Generato
     Raises:
         SettingError: no variance ever has a square root (a norm over units that are always equal).
     """
-    circuit, ar = system.circuit, Residues()
-    rows = len(values) if values.ndim == 2 else min(_BATCH, count * system.candidates_per_sample + MARGIN)
-    good = np.ones(rows, dtype=bool)
+    circuit = system.circuit
+    rows = len(values) if values.ndim == 2 else min(_BATCH, count * circuit.candidates_per_sample + MARGIN)
+    on = patterns(circuit, rows, rng)
+    good = allowed(circuit, on, rows)
     data: dict[int, np.ndarray] = {}
 
     def given(number: int, inputs: Any) -> np.ndarray:
         node = circuit.nodes[number]
         match node:
-            case Input() | Mask():
-                data[number] = ff.random_residues(rng, (rows, node.size))
+            case Mask():
+                data[number] = slopes(node, on[number])
             case Softmax():
-                data[number] = _weights(node.row, rows, rng)
+                data[number] = random_weights(node.row, rows, rng)
             case InverseRoot():
-                shifted = ff.add(inputs[0], epsilon_at(number)) if node.epsilon else inputs[0]
-                data[number], rational = inverse_roots(np.broadcast_to(shifted, (rows, node.size)))
-                good[:] &= rational
+                data[number], _ = roots_at(number, node, inputs[0], rows)
+                good[:] &= np.all(data[number] != 0, axis=1)
+            case _:
+                data[number] = ff.random_residues(rng, (rows, node.size))
         return data[number]
 
-    forward(circuit, State(ar, values[..., : circuit.size]), given)
+    forward(circuit, State(Residues(), values[..., : circuit.size]), given)
     kept = np.flatnonzero(good)[:count]
     error = ff.random_residues(rng, (rows, circuit.nodes[-1].size))
     if system.softmax:
@@ -140,40 +137,6 @@ def draw_exactly(system: System, values: np.ndarray, count: int, rng: np.random.
         f"find_laws: {system.circuit.name}: no data found whose variances are squares modulo the prime; too many "
         "norms for exact counting, or a norm with epsilon 0 over units that are always equal"
     )
-
-
-def _weights(row: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Random P whose rows sum to one."""
-    P = ff.random_residues(rng, (rows, len(row)))
-    for r in np.unique(row):
-        *free, last = np.flatnonzero(row == r)
-        P[:, last] = ff.reduce(1 - P[:, free].sum(axis=1))
-    return P
-
-
-def epsilon_at(number: int) -> np.ndarray:
-    """The generic ε of a node: a fixed residue."""
-    return ff.random_residues(np.random.default_rng([number, 77]), (1,))
-
-
-@lru_cache(maxsize=1)
-def _roots() -> np.ndarray:
-    table = np.full(ff.PRIME, -1, dtype=np.int32)
-    numbers = np.arange((ff.PRIME + 1) // 2, dtype=np.int64)
-    table[numbers * numbers % ff.PRIME] = numbers
-    return table
-
-
-def inverse_roots(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """v^{−1/2} modulo p, and in which rows all of them are rational."""
-    numbers = np.asarray(v).astype(np.int64) % ff.PRIME
-    root = _roots()[numbers].astype(np.int64)
-    inverse, base, exponent = np.ones_like(numbers), numbers, ff.PRIME - 2
-    while exponent:
-        inverse = inverse * base % ff.PRIME if exponent & 1 else inverse
-        base = base * base % ff.PRIME
-        exponent >>= 1
-    return ff.reduce((root * inverse % ff.PRIME).astype(np.float64)), np.all(root > 0, axis=1)
 
 
 def rates(system: System, blocks: list[Value], sample: Sample, B: Value) -> list[Value]:
@@ -211,6 +174,7 @@ def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_
     rng = np.random.default_rng([seed, 3])
     values = random_point(system, rng)
     echelon, target = ff.Echelon(system.dimension), system.dimension - known
+    rare = any(isinstance(node, Mask) for node in system.circuit.nodes)  # a pattern may be
     result = LieRank(system.dimension, point=[values], seed=seed)
     try:
         for level in range(max_level + 1):
@@ -222,7 +186,7 @@ def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_
                 used += count
                 if progress is not None:
                     progress(echelon.rank / max(1, target), f"brackets of level {level}: rank {echelon.rank}")
-                if gained < count - MARGIN // 2:
+                if gained == 0 or (not rare and gained < count - MARGIN // 2):
                     break
             result.samples.append(used)
             result.levels.append(echelon.rank)
@@ -231,5 +195,5 @@ def lie_rank(system: System, *, seed: int, known: int = 0, max_level: int = MAX_
                 result.complete = True
                 break
     except KeyboardInterrupt:
-        result.interrupted, result.rank = True, echelon.rank
+        result.cut_short(echelon.rank)
     return result

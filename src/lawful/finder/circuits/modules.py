@@ -36,6 +36,8 @@ class Reader:
         if made is not None and self.biases[id(weight)] is not bias:
             raise ValueError("a weight that is used twice must come with the same bias")
         if made is None:
+            if bias is not None and any(bias is other for other in self.biases.values()):
+                raise ValueError("a bias that is used twice must come with the same weight")
             self.biases[id(weight)] = bias
             dotted = f"{name}." if name else ""
             own = f"{dotted}bias" if bias is not None else ""
@@ -133,7 +135,8 @@ def _convolution(r: Reader, name: str, leaf: Any) -> None:
     if isinstance(leaf.padding, str) or leaf.padding_mode != "zeros":
         raise ValueError("padding must be a number of zeros")
     if len(r.shape) != 1 + len(leaf.kernel_size) or r.shape[0] != leaf.in_channels:
-        raise ValueError(f"expected {leaf.in_channels} channels first, got an input of shape {r.shape}")
+        sizes = "length" if len(leaf.kernel_size) == 1 else "height, width"
+        raise ValueError(f"expected an input of shape ({leaf.in_channels}, {sizes}), channels first; got {r.shape}")
     m = r.map(name, leaf.weight, leaf.bias)
     size, windows = _windows(r.shape[1:], leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation)
     written, read = (leaf.out_channels, *size), r.shape
@@ -163,7 +166,7 @@ def _average(r: Reader, name: str, leaf: Any) -> None:
 
 def _relu(r: Reader, name: str, leaf: Any) -> None:
     refuse_slope_one(leaf)
-    r.node = r.net.relu(r.node)
+    r.node = r.net.relu(r.node, Fraction(getattr(leaf, "negative_slope", 0)))
 
 
 def _identity(r: Reader, name: str, leaf: Any) -> None:

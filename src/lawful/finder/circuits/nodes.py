@@ -187,10 +187,17 @@ class Sum(Node):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Node):
-    """ReLU or leaky ReLU: a = s ⊙ h, the slopes s free data."""
+    """ReLU or leaky ReLU: a = s ⊙ h, the slopes s data.
+
+    Attributes:
+        parents: h.
+        size: units.
+        slope: of the units that are off.
+    """
 
     parents: tuple[int, ...]
     size: int
+    slope: Fraction = Fraction(0)
     has_data: ClassVar[bool] = True
 
     def value(self, s: State, here: Here) -> Value:

@@ -43,7 +43,7 @@ def rates_of(
 
 
 def _candidates(system: System, rows: int) -> int:
-    return rows * system.candidates_per_sample + 8
+    return rows * system.circuit.candidates_per_sample + 8
 
 
 def _along(polynomials: Sequence[Polynomial], values: np.ndarray, moved: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ polynomials of degree two.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
@@ -21,6 +21,7 @@ from lawful.finder import residues as ff
 from lawful.finder.circuits.circuit import Circuit
 from lawful.finder.circuits.fields import B_RANGE, System, lie_rank, random_point
 from lawful.finder.circuits.forms import Form, Part, forms, formula_of, kind_and_name, singles
+from lawful.finder.circuits.free_data import refuse_dependent
 from lawful.finder.circuits.nodes import Mask
 from lawful.finder.circuits.nullspace import combinations
 from lawful.finder.circuits.proof import is_law
@@ -151,7 +152,7 @@ def find_circuit_laws(
         progress: called with a fraction and a text.
 
     Raises:
-        SettingError: a rule or size that is not counted.
+        SettingError: a rule or size that is not counted; softmax weights or norms that depend on each other.
     """
     started = time.perf_counter()
     family = family_of(rule)
@@ -159,19 +160,26 @@ def find_circuit_laws(
     system = _system(circuit, family, B, seed, softmax=output == "softmax")
     rng = np.random.default_rng([seed, 5])
     point = random_point(system, rng)
-    interrupted, ranks, laws = False, list[LieRank](), list[CircuitLaw]()
+    interrupted, ranks, laws, found = False, list[LieRank](), list[CircuitLaw](), list[CircuitLaw]()
+
+    def prove(basis: Sequence[Form], *, numeric: bool) -> None:
+        nonlocal laws
+        found.clear()
+        for law in _laws(system, basis, rng, numeric=numeric, progress=progress):
+            found.append(law)
+        laws = _independent(system, point, [*laws, *_matrices_last(found)])
+
     try:
         for basis, numeric in ((singles(system), False), (forms(system), False), (singles(system), True)):
-            found = _laws(system, basis, rng, numeric=numeric, progress=progress)
-            laws = _independent(system, point, [*laws, *found])
+            prove(basis, numeric=numeric)
         ranks.append(lie_rank(system, seed=seed, known=len(laws), progress=progress))
-        if degree == 2 and (search or (search is None and len(laws) < ranks[0].bound)):
-            found = _laws(system, _monomials(system, asked=bool(search)), rng, numeric=True, progress=progress)
-            laws = _independent(system, point, [*laws, *found])
+        wanted = search or (search is None and len(laws) < ranks[0].bound)
+        if degree == 2 and wanted and not ranks[0].interrupted:
+            prove(_monomials(system, asked=bool(search)), numeric=True)
         while len(ranks) < num_points and min(r.bound for r in ranks) > len(laws) and ranks[-1].complete:
             ranks.append(lie_rank(system, seed=seed + len(ranks), known=len(laws), progress=progress))
     except KeyboardInterrupt:
-        interrupted = True
+        interrupted, laws = True, _independent(system, point, [*laws, *_matrices_last(found)])
     bound = min((r.bound for r in ranks), default=system.dimension)
     interrupted |= any(r.interrupted for r in ranks)
     return CircuitSearch(
@@ -200,6 +208,7 @@ def _check(circuit: Circuit, family: Family, degree: int, output: str) -> None:
             f"find_laws: {circuit.name} has {circuit.size + len(circuit.feedback)} coordinates, weights and feedback "
             f"together; exact counting of circuits works up to {MAX_DIMENSION}"
         )
+    refuse_dependent(circuit)
 
 
 def _system(circuit: Circuit, family: Family, B: str | Mapping[str, Any], seed: int, *, softmax: bool) -> System:
@@ -215,10 +224,17 @@ def _system(circuit: Circuit, family: Family, B: str | Mapping[str, Any], seed: 
     system = System(circuit, family, _small(circuit, 1 if family.name == "usf" else B_RANGE, rng), softmax)
     if family.source != "fixed":
         return system
-    generic = lie_rank(replace(system, exact=_small(circuit, ff.PRIME // 2, rng)), seed=seed).rank
-    while lie_rank(system, seed=seed).rank < generic:
+    generic = _uninterrupted_rank(replace(system, exact=_small(circuit, ff.PRIME // 2, rng)), seed)
+    while _uninterrupted_rank(system, seed) < generic:
         system = replace(system, exact=_small(circuit, B_RANGE, rng))
     return system
+
+
+def _uninterrupted_rank(system: System, seed: int) -> int:
+    found = lie_rank(system, seed=seed)
+    if found.interrupted:
+        raise KeyboardInterrupt  # there is no B yet, so nothing to keep
+    return found.rank
 
 
 def _small(circuit: Circuit, largest: int, rng: np.random.Generator) -> np.ndarray:
@@ -265,9 +281,9 @@ def _monomials(system: System, *, asked: bool) -> list[Form]:
 
 def _laws(
     system: System, basis: Sequence[Form], rng: np.random.Generator, *, numeric: bool, progress: Progress | None
-) -> list[CircuitLaw]:
+) -> Iterator[CircuitLaw]:
     """The combinations of these building blocks that are laws, proved and named."""
-    laws = []
+    number = 0
     for coefficients in combinations(system, [form.polynomial for form in basis], rng, numeric=numeric):
         parts: list[Part] = [(c, form) for c, form in zip(coefficients, basis, strict=True) if c]
         h: Polynomial = {}
@@ -277,9 +293,13 @@ def _laws(
             progress(0.0, f"expanding {formula_of(parts)[:60]}")
         if h and is_law(system, h, numeric=numeric):
             searched = parts[0][1].side == "monomial"
-            kind, name = ("polynomial", f"polynomial law {len(laws) + 1}") if searched else kind_and_name(parts)
+            number += 1
+            kind, name = ("polynomial", f"polynomial law {number}") if searched else kind_and_name(parts)
             text = written(h, system.names.__getitem__)
-            laws.append(CircuitLaw(name, kind, formula_of(parts), text, h, system, numeric))
+            yield CircuitLaw(name, kind, formula_of(parts), text, h, system, numeric)
+
+
+def _matrices_last(laws: Sequence[CircuitLaw]) -> list[CircuitLaw]:
     return sorted(laws, key=lambda law: law.kind == "matrix")
 
 

@@ -1,8 +1,8 @@
 """Check a circuit's certificate by the transposed program: other prime, other sweep, python-flint's ranks.
 
-The finder sends errors down, in floats modulo 8388593. Here changes go up, in 64-bit integers modulo 2³¹ − 1, with
-masks in {0, 1}, at new random points: each law must stand still there, and the Lie rank must be the same. Then each law
-is expanded once more; that expansion is the finder's own.
+The finder sends errors down, in floats modulo 8388593. Here changes go up, in 64-bit integers modulo 2³¹ − 1, at new
+random points: each law must stand still there, and the Lie rank must be the same. Then each law is expanded once more;
+that expansion is the finder's own, and so is the test that softmax weights and roots are free data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lawful.finder.circuits.arithmetic import Jets, Value
 from lawful.finder.circuits.certificate import circuit_data, system_of
 from lawful.finder.circuits.circuit import Circuit, forward, tangent
 from lawful.finder.circuits.fields import System
+from lawful.finder.circuits.free_data import allowed, patterns, refuse_dependent
 from lawful.finder.circuits.nodes import Affine, Fixed, InverseRoot, Mask, Product, Softmax, State
 from lawful.finder.circuits.proof import is_law
 from lawful.finder.polynomials import Polynomial, gradient
@@ -28,6 +29,11 @@ from lawful.finder.residues import PRIME
 from lawful.finder.verify import Check
 
 P = jets.MODULUS
+
+POINTS = 3
+"""At which each law must stand still. A polynomial of degree d that is not zero modulo p vanishes at a random point
+with probability at most d/p (Schwartz, Zippel)."""
+
 Progress = Callable[[float, str], None]
 
 Data: TypeAlias = tuple[dict[int, Value], Value]
@@ -53,16 +59,24 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
     yield Check("contents", not odd, odd or "format, prime, network, symbols and levels fit together")
     if odd:
         return
+    why = _dependent(system.circuit)
+    yield Check("free data", not why, why or "softmax weights and roots obey no relation but their own")
+    if why:
+        return
     rng = np.random.default_rng(int(content["sha256"][:8], 16))
     laws: list[Polynomial] = [{tuple(m): Fraction(c) for c, m in law["polynomial"]} for law in content["laws"]]
-    bad = []
+    moving, bad = list[str](), list[str]()
     for number, (law, h) in enumerate(zip(content["laws"], laws, strict=True)):
         if progress is not None:
             progress(0.5 * number / len(laws), f"expanding {law['name']}")
         numeric = bool(law["given_feedback"])
-        if not (h and _vanishes_at_random(system, h, numeric=numeric, rng=rng) and is_law(system, h, numeric=numeric)):
+        if not (h and _stands_still(system, h, numeric=numeric, rng=rng)):
+            moving.append(law["name"])
+        elif not is_law(system, h, numeric=numeric):
             bad.append(law["name"])
-    yield Check("proofs", not bad, ", ".join(bad[:3]) if bad else f"{len(laws)} laws stand still and expand to zero")
+    still = f"{len(laws)} laws stand still at {POINTS} random points modulo 2^31 - 1"
+    yield Check("laws", not moving, ", ".join(moving[:3]) if moving else still)
+    yield Check("proofs", not bad, ", ".join(bad[:3]) if bad else "and expand to zero")
     values = _point(system, rng)
     independent = _gradient_rank(system, laws, values)
     yield Check("independence", independent == content["count"] == len(laws), f"gradient rank {independent}")
@@ -74,11 +88,19 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         if progress is not None:
             progress(0.5, "Lie rank modulo 2^31 - 1")
         best = max(content["points"], key=lambda point: point["rank"])
-        found = _lie_rank(system, values, best["samples"], rng)
-        claims_agree = best["rank"] == claimed == best["levels"][-1]
+        found = _lie_rank(system, values, best["samples"][: len(best["levels"])], rng)
+        claims_agree = best["rank"] == claimed == [0, *best["levels"]][-1]
         yield Check("rank", claims_agree and found == claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
     meets = content["count"] == content["bound"]
     yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
+
+
+def _dependent(circuit: Circuit) -> str:
+    try:
+        refuse_dependent(circuit)
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
 def _inconsistent(content: Mapping[str, Any], system: System) -> Iterator[str]:
@@ -100,7 +122,7 @@ def _inconsistent(content: Mapping[str, Any], system: System) -> Iterator[str]:
     if not all(isinstance(law["given_feedback"], bool) for law in content["laws"]):
         yield "laws"
     for point in content["points"]:
-        values, levels, samples = point["values"], point["levels"], point["samples"]
+        (values,), levels, samples = point["state"], point["levels"], point["samples"]
         counts = [*levels, *samples, point["rank"], point["seed"]]
         whole = all(isinstance(x, int) and not isinstance(x, bool) for x in [*values, *counts])
         if not whole or len(values) != 2 * system.circuit.size or min(counts) < 0:
@@ -156,13 +178,18 @@ def _draw(system: System, values: np.ndarray, rows: int, rng: np.random.Generato
     circuit, ar, parts, found = system.circuit, Jets(), [], 0
     shifts = {number: int(x) for number, x in enumerate(np.random.default_rng(77).integers(1, P, len(circuit.nodes)))}
     while found < rows:
-        many = (rows - found) * min(system.candidates_per_sample, 256) + 8
-        good, data = np.ones(many, dtype=bool), dict[int, np.ndarray]()
+        many = (rows - found) * min(circuit.candidates_per_sample, 256) + 8
+        on, data = patterns(circuit, many, rng), dict[int, np.ndarray]()
+        good = allowed(circuit, on, many)
 
-        def given(number: int, inputs: Sequence[Value], many: int = many, good: Any = good, data: Any = data) -> Value:
+        def given(
+            number: int, inputs: Sequence[Value], many: int = many, good: Any = good, data: Any = data, on: Any = on
+        ) -> Value:
             node = circuit.nodes[number]
-            block = rng.integers(0, 2 if isinstance(node, Mask) else P, (many, 1, node.size))
-            if isinstance(node, Softmax):
+            block = rng.integers(0, P, (many, 1, node.size))
+            if isinstance(node, Mask):
+                block = np.where(on[number], 1, ar.constant(np.array([node.slope]))[0])[:, None]
+            elif isinstance(node, Softmax):
                 for r in np.unique(node.row):
                     *free, last = np.flatnonzero(node.row == r)
                     block[..., last] = (1 - block[..., free].sum(axis=-1)) % P
@@ -231,7 +258,7 @@ def _lie_rank(system: System, values: np.ndarray, samples: Sequence[int], rng: n
     size, rows = system.circuit.size, []
     coordinates, B = [values[None, None, system.state]], [values[None, None, size:]]
     for level, count in enumerate(samples):
-        many = count + 8 if count else 0
+        many = 2 * count + 8 if count else 0
         if many:
             data = [_draw(system, values, many, rng) for _ in range(level + 1)]
             block = _bracket(system, coordinates, B, data)[0]
@@ -242,8 +269,12 @@ def _lie_rank(system: System, values: np.ndarray, samples: Sequence[int], rng: n
     return _rank(stacked)
 
 
-def _vanishes_at_random(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
-    """∇h · F = 0 modulo 2³¹ − 1 at a random point, for 24 random data."""
+def _stands_still(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
+    """∇h · F = 0 modulo 2³¹ − 1 at random points, for 24 random data each."""
+    return all(_still_at_random(system, h, numeric=numeric, rng=rng) for _ in range(POINTS))
+
+
+def _still_at_random(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
     size, ar = system.circuit.size, Jets()
     values = _point(system, rng)
     if not numeric:
