@@ -22,6 +22,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lawful.conservation.elimination import relations
+from lawful.conservation.norm_calls import NormCall
 
 Ids = np.ndarray
 """Integer names of variables."""
@@ -32,9 +33,15 @@ NOT_LINEAR = -1
 
 @dataclass(frozen=True)
 class Unseen:
-    """The term of what a norm with this eps adds to the E of its input: nothing as eps → 0."""
+    """The term of what a norm adds to the E of its input: nothing as eps → 0.
 
-    eps: float
+    Args:
+        call: the norm.
+        rows: which of its rows each number of the block is.
+    """
+
+    call: NormCall
+    rows: Ids
 
 
 @dataclass(frozen=True)

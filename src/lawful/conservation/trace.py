@@ -7,6 +7,7 @@ tensor does the same to its labels, so flatten blocks, heads, chunks and residua
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices
 from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known, Unseen
+from lawful.conservation.norm_calls import NormCall, NormForm
 
 NONE = -1
 """Label of an element of no channel: its E is not followed."""
@@ -42,12 +44,14 @@ class Sight:
             kind: a shift of the channels is seen, since zeros do not shift), "batch norm", "keys" (a softmax over the
             scores with them) or "softmax output".
         line: the channels it reads together.
-        eps: of the norm; the scale is unseen as eps → 0.
+        call: of the norm; the scale is unseen as its eps → 0.
+        rows: which of its rows it is.
     """
 
     what: str
     line: Ids
-    eps: float = 0.0
+    call: NormCall | None = None
+    rows: Ids | None = None
 
 
 class Trace(TorchFunctionMode):
@@ -74,6 +78,7 @@ class Trace(TorchFunctionMode):
                 self.loose[name] = f"{name} is complex"
         self.unknown: list[str] = []
         self.path: list[str] = []
+        self.turns: Counter[tuple[str, str]] = Counter()
         self.norms: list[Sight] = []
         self.uneven: set[int] = set()
         self.moves: dict[int, tuple[str, ...]] = {}
@@ -179,10 +184,17 @@ class Trace(TorchFunctionMode):
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
 
-    def blind(self, line: Ids, eps: float) -> None:
+    def norm_call(self, function: str, form: NormForm) -> NormCall:
+        """A name for a call of a norm; ``function`` "" where it is the module that runs."""
+        module = self.path[-1] if self.path else ""
+        if function:  # a module's own turns are counted as it is entered
+            self.turns[module, function] += 1
+        return NormCall(module, function, self.turns[module, function] - 1, form)
+
+    def blind(self, line: Ids, call: NormCall, rows: Ids) -> None:
         """A batch norm reads these channels, each by itself."""
-        self.norms.append(Sight("batch norm", line, eps))
-        amounts = self.balance.fresh(len(line), known=Known(Unseen(eps), np.arange(len(line))))
+        self.norms.append(Sight("batch norm", line, call, rows))
+        amounts = self.balance.fresh(len(line), known=Known(Unseen(call, rows), np.arange(len(line))))
         self.balance.read(line, amounts, 1, NOT_LINEAR)
 
     def moved(self, labels: torch.Tensor, how: str) -> None:
