@@ -329,3 +329,33 @@ def test_the_output_layer_against_softmax():
     good, bad = lawcheck(Model(False), S), lawcheck(Model(True), S)
     assert good.ok and "b (shift)" in {row.where for row in good.table}
     assert violated(bad, "shift")
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_errors_sum_to_zero_over_the_classes_only(last):
+    """The fault sends Σ over positions of the error to one class: it is seen unless that sum is taken off too."""
+
+    class Leaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x + 0.0
+
+        @staticmethod
+        def backward(ctx, g):
+            error = (g if last else g.mT).clone()  # (n, positions, classes)
+            error[..., 0] += error[..., 0].mean(1, keepdim=True)
+            return error if last else error.mT
+
+    class Model(nn.Module):
+        def __init__(self, fault):
+            super().__init__()
+            self.a, self.b = (nn.Linear(5, 6), nn.Linear(6, 4)) if last else (nn.Conv1d(6, 6, 1), nn.Conv1d(6, 4, 1))
+            self.fault = fault
+
+        def forward(self, x):
+            out = self.b(F.relu(self.a(x)))
+            return Leaks.apply(out) if self.fault else out
+
+    good, bad = lawcheck(Model(False), S), lawcheck(Model(True), S)
+    assert good.ok and "b (shift)" in {row.where for row in good.table}
+    assert violated(bad, "shift")

@@ -117,7 +117,8 @@ def lawcheck(
         ``.ok``, ``.worst``, ``.table``.
 
     Raises:
-        SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter.
+        SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter; a
+            parameter that is complex.
 
     >>> import lawful
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -130,6 +131,9 @@ def lawcheck(
         raise SettingError(
             "lawcheck: expected rule= or feedback=, got both; feedback= is for models that lawful did not attach"
         )
+    for name, p in model.named_parameters():
+        if p.is_complex():
+            raise SettingError(f"lawcheck: {name} is complex ({p.dtype}); laws are stated for real parameters")
     twin = copy.deepcopy(model).double().requires_grad_(True)
     if rule is not None:
         attach(twin, rule)

@@ -69,6 +69,7 @@ class Trace(TorchFunctionMode):
         self.balance = Balance()
         self.handlers = handlers
         self.names: dict[int, str] = {}
+        self.mixtures = {id(b) for b in model.buffers()}
         self.loose: dict[str, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
@@ -105,6 +106,7 @@ class Trace(TorchFunctionMode):
         """Give a tensor its labels; None says that it is known and has no channels."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
+        self.mixtures.discard(id(tensor))  # it may be an old one, changed in place
         if (node := _node(tensor)[0]) is not None:
             self._nodes[node] = labels
 
@@ -146,7 +148,8 @@ class Trace(TorchFunctionMode):
             front += [child for child, _ in node.next_functions]
         if made_by is not None:
             self.note_unknown(made_by.name())
-        self.label(tensor, None)
+        with self.as_mixture(tensor, tensor):
+            self.label(tensor, None)
 
     # -- what operations do --------------------------------------------------------------------------------------
 
@@ -208,6 +211,14 @@ class Trace(TorchFunctionMode):
         if always or bool((labels == ZERO).any()):
             ids = torch.unique(labels)
             self.uneven.update(ids[ids >= 0].tolist())
+
+    @contextmanager
+    def as_mixture(self, source: object, *outputs: object) -> Iterator[None]:
+        """``mixtures`` holds what is a softmax or a constant, however moved: if it sums to one, it always does."""
+        mixture = id(source) in self.mixtures
+        yield
+        if mixture:
+            self.mixtures |= {id(y) for y in outputs}
 
     def unheard(self, shape: torch.Size) -> torch.Tensor:
         """Names for elements whose errors nobody hears: they balance nothing, but can be recognised."""
@@ -350,7 +361,7 @@ class Trace(TorchFunctionMode):
         held = {}
         for x in operands:
             labels = self.labels(x)
-            if labels is not None and torch.is_grad_enabled() and not x.requires_grad:
+            if labels is not None and severed(x):
                 names = [i for ids in self._unheard for i in ids.tolist()]  # of which nothing is claimed
                 heard = (labels >= 0) & ~torch.isin(labels, torch.tensor(names, dtype=labels.dtype))
                 labels = self._labels[id(x)] = labels.masked_fill(heard, NONE)
@@ -368,7 +379,7 @@ class Trace(TorchFunctionMode):
             yield
         finally:
             self.paused -= 1
-        read = {name for x in operands if (name := self._parameter(x)) is not None}
+        read = {name for x in operands if not severed(x) and (name := self._parameter(x)) is not None}
         why = f"is used by {what} in a way that is not followed"
         if not torch.is_grad_enabled() and not self.trusting:  # a custom Function may give it a gradient all the same
             self.loose.update({name: f"{name} is used without a graph" for name in read | self._used})
@@ -393,6 +404,14 @@ class Trace(TorchFunctionMode):
         for y in tree_leaves(out):
             if isinstance(y, torch.Tensor):
                 self.label(y, None)
+
+
+def severed(x: torch.Tensor) -> bool:
+    """Whether nothing sends an error back through x: it has no graph, or is a view that was taken without one."""
+    if not torch.is_grad_enabled():
+        return False  # a custom autograd Function reads it, and has a backward pass of its own
+    with torch._C.DisableTorchFunctionSubclass():
+        return not x.requires_grad or (x._base is not None and x.grad_fn is None)
 
 
 def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
