@@ -8,6 +8,7 @@ from torch import nn
 
 import lawful
 from lawful.conservation.derive import laws_of
+from lawful.errors import AttachmentError, NoLawError
 from lawful.ledger.ledger import Ledger
 from lawful.ledger.reading import read
 
@@ -56,7 +57,10 @@ def test_a_model_without_laws_has_an_empty_table_and_says_why():
     with Ledger(model, optimizer, record_every=1) as ledger:
         step(model, optimizer)
         step(model, optimizer)
-    assert ledger.table == [] and ledger.residual.numel() == 0 and ledger.steps == 2
+    assert ledger.table == [] and ledger.names == () and ledger.steps == 2
+    for ask in (lambda: ledger.residual, lambda: ledger.violation, lambda: read(ledger)):
+        with pytest.raises(NoLawError, match=r"no law.*0\.weight: tanh is not homogeneous"):
+            ask()
     assert "no laws" in repr(ledger) and "tanh is not homogeneous" in repr(ledger)
 
 
@@ -92,6 +96,52 @@ def test_assigning_data_is_an_edit():
         step(model, optimizer)
     assert float(ledger.parts["between steps"].abs().max()) > 1e-4
     assert float(ledger.residual.max()) <= 1e-12
+
+
+def test_an_edit_through_data_leaves_a_residual():
+    """Torch does not tell, so the books cannot; what is done to the parameter itself is booked."""
+    for edit, told in ((lambda p: p.data.mul_(0.9), False), (lambda p: p.mul_(0.9), True)):
+        model = net()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with Ledger(model, optimizer) as ledger:
+            step(model, optimizer)
+            with torch.no_grad():
+                edit(model[0].weight)
+            step(model, optimizer)
+        assert ("between steps" in ledger.parts) is told
+        assert (float(ledger.residual.max()) <= 1e-12) is told
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [lawful.FeedbackAlignment(), lawful.KolenPollack(), lawful.UniformSignSymmetry(), lawful.LowRankFeedback(1)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_a_rule_that_is_removed_while_its_laws_are_watched(rule):
+    model = net()
+    attachment = lawful.attach(model, rule)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    attachment.follow(optimizer)
+    with pytest.raises(AttachmentError, match=r"fed 2\.weight back has been removed"):
+        with Ledger(model, optimizer) as ledger:
+            step(model, optimizer)
+            assert attachment.attached and float(ledger.residual.max()) <= 1e-12
+            attachment.remove()
+            assert not attachment.attached
+            step(model, optimizer)
+    with pytest.raises(AttachmentError, match=r"lawful\.laws_of\(model\)"):
+        ledger.values()
+
+
+def test_a_direct_rule_that_is_removed_while_its_laws_are_watched():
+    model = net()
+    attachment = lawful.attach(model, lawful.DirectFeedbackAlignment())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(AttachmentError, match="fed 1 back has been removed"):
+        with Ledger(model, optimizer, args=torch.ones(3, 4).double()):
+            step(model, optimizer)
+            attachment.remove()
+            step(model, optimizer)
 
 
 def test_a_parameter_with_two_names_is_booked_under_both():

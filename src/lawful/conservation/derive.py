@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -72,7 +73,7 @@ def potentials_of(model: nn.Module) -> Potentials:
 
 def _attached(attachment: Attachment, name: str) -> Potential:
     rule: Rule | None = attachment.rules.get(name)
-    return SQUARE if rule is None else Potential(rule, lambda: attachment.state(name))
+    return SQUARE if rule is None else Potential(rule, partial(attachment.state, name))
 
 
 def laws_of(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from lawful.errors import NoLawError
 from lawful.ledger.ledger import Ledger
 
 
@@ -51,8 +50,6 @@ def read(ledger: Ledger) -> Reading:
     Raises:
         NoLawError: it follows none.
     """
-    if not len(ledger.laws):
-        raise NoLawError("the ledger follows no law, so there is nothing to read: see lawful.laws_of(model).reasons")
     residual = float(ledger.residual.max())  # settles the books, so the parts come after it
     moved, worst = _furthest(ledger)
     return Reading(
