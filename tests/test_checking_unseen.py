@@ -359,3 +359,30 @@ def test_errors_sum_to_zero_over_the_classes_only(last):
     good, bad = lawcheck(Model(False), S), lawcheck(Model(True), S)
     assert good.ok and "b (shift)" in {row.where for row in good.table}
     assert violated(bad, "shift")
+
+
+@pytest.mark.parametrize("rule", [None, lawful.FeedbackAlignment(seed=0), lawful.KolenPollack(seed=0)])
+@pytest.mark.parametrize(
+    ("frozen", "reasons"),
+    [
+        ("0.weight", {"0.weight": "0.weight is frozen"}),
+        ("0.bias", {"0.weight": "0.bias is frozen"}),
+        ("2", {"0.weight": "2.weight is frozen, and reads it", "2.weight": "2.weight is frozen; 2.bias is frozen"}),
+        ("3.bias", {"3.weight": "3.bias is frozen"}),
+        ("4.weight", {"3.weight": "4.weight is frozen, and reads it", "4.weight": "4.weight is frozen"}),
+        ("6", {"4.weight": "6.weight is frozen, and reads it", "6.weight": "6.weight is frozen; 6.bias is frozen"}),
+    ],
+)
+def test_a_frozen_layer_is_the_reason_and_accuses_nobody(frozen, reasons, rule):
+    model = nn.Sequential(
+        *(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    )
+    if rule is not None:
+        lawful.attach(model, rule)
+    for name, p in model.named_parameters():
+        p.requires_grad_(not name.startswith(frozen))
+    check = lawcheck(model, S[0])
+    assert check.ok, check
+    found = lawful.laws_of(model, S[0].float())
+    assert {site: found.reasons[site] for site in reasons} == reasons
+    assert not any(name.startswith(frozen) for law in found for name in law.parameters)

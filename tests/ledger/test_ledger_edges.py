@@ -272,3 +272,29 @@ def test_a_law_that_starts_at_zero_has_moved_by_all_of_itself_or_not_at_all():
             for _ in range(5):
                 step(model, optimizer)
         assert read(ledger).moved == moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_long_runs_in_low_precision_show_a_violation_and_only_that(dtype, factor):
+    """200 steps in bfloat16: rounding is a random walk of 14 steps, not 200 of them, and hides no wrong error."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)).to(dtype)
+    nn.init.zeros_(model[2].bias)
+    optimizer = SGD(model.parameters(), lr=0.05)
+    laws = laws_of(model, output="softmax").of_kind("neuron", "shift")
+    model[2].register_full_backward_hook(lambda module, into, out: (into[0] * factor,))
+    x, classes = torch.randn(256, 8).to(dtype), torch.randint(0, 5, (256,))
+    with Ledger(model, optimizer, laws) as ledger:
+        for k in range(200):
+            batch = torch.arange(32) + 32 * (k % 8)
+            optimizer.zero_grad()
+            logits = model(x[batch]).to(torch.promote_types(dtype, torch.float32))
+            nn.functional.cross_entropy(logits, classes[batch]).backward()
+            optimizer.step()
+    violation = dict(zip(ledger.names, ledger.violation.tolist(), strict=True))
+    neurons = [v for name, v in violation.items() if "neuron" in name]
+    assert len(neurons) == 16
+    assert (max(neurons) > 0.05) == (factor != 1)
+    assert max(neurons) < 0.01 or factor != 1
+    assert violation["2 · Σ_j 2.bias[j] 0"] == 0  # it starts at zero, and only rounding moves it

@@ -322,6 +322,15 @@ def _site(written: Sequence[_Block]) -> str:
     return " + ".join(modules) if len(modules) <= 3 else f"{modules[0]} + … + {modules[-1]} ({len(modules)} writers)"
 
 
+def _loose_readers(trace: Trace, ids: np.ndarray) -> list[str]:
+    """What is the matter with the weights that read channels: frozen, say."""
+    reached = trace.balance.reached(ids)
+    readers = {
+        s.parameter: any(reached[amounts].any() for _, amounts in uses) for (_, s), uses in trace.readers.items()
+    }
+    return [f"{trace.loose[name]}, and reads it" for name, reads in readers.items() if reads and name in trace.loose]
+
+
 def _reasons(
     trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str], theta: Mapping[str, torch.Tensor]
 ) -> dict[str, str]:
@@ -331,7 +340,8 @@ def _reasons(
         if covered.isdisjoint(amap.slices):
             why = list(dict.fromkeys(lacking[s] for s in amap.slices if s in lacking))
             why += [trace.loose[s.parameter] for s in amap.slices if s.parameter in trace.loose]
-            why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
+            why = why or trace.balance.reasons_near(np.concatenate(uses))
+            why = why or _loose_readers(trace, np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])
     met = {s.parameter for amap in trace.writers for s in amap.slices} | {s.parameter for _, s in trace.readers}
     for name, parameter in theta.items():
