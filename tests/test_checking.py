@@ -247,6 +247,13 @@ def test_assert_lawful_and_wrong_arguments():
         lawcheck(model, feedback={"2.weight": torch.ones(4, 4)})
 
 
+def test_complex_parameters_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[2].weight = nn.Parameter(model[2].weight.detach() + 0j)
+    with pytest.raises(lawful.LawfulError, match=r"2\.weight is complex \(torch\.complex64\)"):
+        lawcheck(model)
+
+
 def test_the_model_is_left_alone():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     before = {n: p.clone() for n, p in model.named_parameters()}

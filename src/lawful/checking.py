@@ -4,15 +4,16 @@ A feedback rule's update is the gradient of nothing, but the instantaneous ident
 
     ⟨Ẇ_i[j], W_i[j]⟩ + b_j ḃ_j = k ⟨Ẇ_{i+1}[:, j], B_{i+1}[:, j]⟩,
 
-holds for every rule, loss, batch and error signal; so do the shift laws, and the scale laws as the eps of the norms
-goes to 0. It is blind to gradient components orthogonal to W_i[j], so the gradients are also compared with an explicit
-form, y = f(x₀, W) + f(x − x₀, B) at x₀ = x held fixed, wherever each fed back weight sits in an affine leaf.
+holds for every rule, loss, batch and error signal; so do the shift laws, and the scale laws but for what the eps of the
+norms adds, which is known exactly (:mod:`lawful.conservation.norm_calls`). It is blind to gradient components
+orthogonal to W_i[j], so the gradients are also compared with an explicit form, y = f(x₀, W) + f(x − x₀, B) at x₀ = x
+held fixed, wherever each fed back weight sits in an affine leaf.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -23,11 +24,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lawful.attachment.attachment import attach
 from lawful.conservation.base import Law, LawSet, tensors
+from lawful.conservation.combination import Tensors
 from lawful.conservation.derive import laws_of, potentials_of
+from lawful.conservation.norm_calls import NormCall, amounts_of
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.readout import direct_attachment, recorded
 from lawful.conservation.run import example_input
-from lawful.conservation.scale import LIMIT, ScaleLaw, at_limit
+from lawful.conservation.scale import ScaleLaw
 from lawful.errors import LawfulError, SettingError
 from lawful.explicit import explicit_reference
 from lawful.rules.base import Rule
@@ -114,7 +117,8 @@ def lawcheck(
         ``.ok``, ``.worst``, ``.table``.
 
     Raises:
-        SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter.
+        SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter; a
+            parameter that is complex.
 
     >>> import lawful
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -127,6 +131,9 @@ def lawcheck(
         raise SettingError(
             "lawcheck: expected rule= or feedback=, got both; feedback= is for models that lawful did not attach"
         )
+    for name, p in model.named_parameters():
+        if p.is_complex():
+            raise SettingError(f"lawcheck: {name} is complex ({p.dtype}); laws are stated for real parameters")
     twin = copy.deepcopy(model).double().requires_grad_(True)
     if rule is not None:
         attach(twin, rule)
@@ -138,20 +145,27 @@ def lawcheck(
     potentials = potentials_of(twin) if given is None else given
     derive = partial(laws_of, twin, inputs, named, potentials=potentials, identity=True)
     free, every = derive(output="free"), derive(output="softmax" if loss_fn is None else "free")
-    laws = free.of_kind("neuron", "matrix", "bias", "range")  # exact for any error signal
+    laws = free.of_kind("neuron", "matrix", "bias", "range", "scale")  # exact for any error signal
+    shifts = every.of_kind("shift")
+    calls = {share.call for law in laws if isinstance(law, ScaleLaw) for share in law.norms}
     reference = explicit_reference(twin, potentials) if direct_attachment(twin) is None else None
-    unseen = _Unseen(twin, every, inputs, named, given, loss_fn)
+    run = _Run(inputs, named, loss_fn)
     worst: dict[tuple[str, str], float] = {}
+    unchecked: dict[str, str] = {}
     for seed in range(PROBES):
-        generator = torch.Generator().manual_seed(seed)
-        theta = _random_weights(twin, generator)
-        for (what, where), violation in _probe(twin, reference, inputs, named, laws, potentials, theta, seed, loss_fn):
-            worst[what, where] = max(worst.get((what, where), 0.0), violation)
-        for law, violation in unseen.violations(theta, seed):
-            key = "identity", f"{law.name} ({law.kind})"
+        theta = _random_weights(twin, torch.Generator().manual_seed(seed))
+        found = _identities(laws, theta, *run.backward(twin, seed, calls), unchecked)
+        if len(shifts):
+            gradients, _ = run.backward(twin, seed, axes=every.classes)
+            found += [(_identity(law), _violation(law, theta, gradients, _near(law, gradients))) for law in shifts]
+        if reference is not None:
+            reference.load_state_dict(twin.state_dict())
+            found += _explicit(run.backward(twin, seed)[0], run.backward(reference, seed)[0])
+        found += _potentials(potentials, theta)
+        for key, violation in found:
             worst[key] = max(worst.get(key, 0.0), violation)
     table = tuple(Check(what, where, violation) for (what, where), violation in worst.items())
-    return LawCheck(table, every, unchecked=tuple(unseen.unchecked.values()))
+    return LawCheck(table, every, unchecked=tuple(unchecked.values()))
 
 
 def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
@@ -168,82 +182,57 @@ def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | 
 # -- what is compared ----------------------------------------------------------------------------------------------
 
 
-def _probe(
-    twin: nn.Module,
-    reference: nn.Module | None,
-    inputs: tuple,
-    named: dict,
+Found = list[tuple[tuple[str, str], float]]
+"""(what, where) and its violation."""
+
+
+def _identities(
     laws: LawSet,
-    potentials: Callable[[str], Potential],
-    theta: dict[str, torch.Tensor],
-    seed: int,
-    loss_fn: Callable[[Any], torch.Tensor] | None,
-) -> list[tuple[tuple[str, str], float]]:
-    gradients = _gradients(twin, inputs, named, seed, loss_fn)
-    found = [(("identity", f"{law.name} ({law.kind})"), _violation(law, theta, gradients)) for law in laws]
-    if reference is not None:
-        reference.load_state_dict(twin.state_dict())
-        expected = _gradients(reference, inputs, named, seed, loss_fn)
-        # a gradient that vanishes, such as that of a bias in front of a batch norm, is rounding: nothing to divide by
-        floor = 1e-4 * max((float(g.abs().max()) for g in expected.values()), default=0.0)
-        found += [(("gradient", name), _difference(gradients[name], g, floor)) for name, g in expected.items()]
-    for name in theta:
-        potential = potentials(name)
-        if potential is not SQUARE and potential.exists(theta[name]):
-            found.append((("potential", name), _mismatch(potential, theta[name])))
+    theta: Tensors,
+    gradients: Tensors,
+    amounts: Mapping[NormCall, torch.Tensor],
+    unchecked: dict[str, str],
+) -> Found:
+    """Every law's rate; what the eps of a norm adds to it is taken off. ``unchecked`` is told where that is unknown."""
+    # what should vanish in front of a norm is rounding: it is compared with the other gradients of the model too
+    floor = 1e-4 * max((float((p * gradients[n]).abs().max()) for n, p in theta.items() if p.numel()), default=0.0)
+    found: Found = []
+    for law in laws:
+        if not isinstance(law, ScaleLaw):
+            found.append((_identity(law), _violation(law, theta, gradients)))
+        elif why := _unknown_eps(law, amounts):
+            unchecked[law.name] = f"{law.name} (scale): {why}"
+        else:
+            found.append((_identity(law), _violation(law, theta, gradients, floor, law.eps_rate(amounts))))
     return found
 
 
-class _Unseen:
-    """Shift laws, with error signals as a softmax sends them, and scale laws, in the limit eps → 0 of the norms.
-
-    What should vanish is rounding there, so it is compared with the other gradients of the module and the model too.
-    """
-
-    def __init__(
-        self,
-        twin: nn.Module,
-        laws: LawSet,
-        inputs: tuple,
-        named: dict,
-        given: Callable[[str], Potential] | None,
-        loss_fn: Callable[[Any], torch.Tensor] | None,
-    ) -> None:
-        self._twin, self._run = twin, (inputs, named)
-        self._loss_fn, self._shifts = loss_fn, laws.of_kind("shift")
-        self.unchecked: dict[str, str] = {}
-        self._scales: list[Law] = []
-        if not laws.of_kind("scale"):
-            return
-        self._limit = at_limit(twin)
-        potentials = potentials_of(self._limit) if given is None else given
-        for law in laws_of(self._limit, inputs, named, potentials=potentials, identity=True).of_kind("scale"):
-            assert isinstance(law, ScaleLaw)
-            if law.eps > LIMIT:
-                why = f"a norm keeps its eps or rounds ({law.eps:.1g}) when eps → 0"
-                self.unchecked[law.name] = f"{law.name} (scale): {why}"
-            else:
-                self._scales.append(law)
-
-    def violations(self, theta: dict[str, torch.Tensor], seed: int) -> list[tuple[Law, float]]:
-        """Of the shift laws and of the scale laws, at the weights that the twin has now."""
-        found: list[tuple[Law, float]] = []
-        if self._shifts:
-            gradients = _gradients(self._twin, *self._run, seed, self._loss_fn, centred=True)
-            found += [(law, _violation(law, theta, gradients, _near(law, gradients))) for law in self._shifts]
-        if self._scales:
-            self._limit.load_state_dict(self._twin.state_dict())
-            gradients = _gradients(self._limit, *self._run, seed, self._loss_fn)
-            if not all(bool(g.isfinite().all()) for g in gradients.values()):
-                why = "the gradients are not finite as eps → 0"
-                self.unchecked.update({law.name: f"{law.name} (scale): {why}" for law in self._scales})
-                return found
-            floor = 1e-4 * max(float((p * gradients[n]).abs().max()) for n, p in theta.items() if p.numel())
-            found += [(law, _violation(law, theta, gradients, floor)) for law in self._scales]
-        return found
+def _unknown_eps(law: ScaleLaw, amounts: Mapping[NormCall, torch.Tensor]) -> str:
+    """Why what the eps of its norms adds is not known; "" where it is."""
+    for call in (share.call for share in law.norms):
+        if not call.form.sharp:
+            return f"{call} rounds to lower precision ({call.form.eps:.1g}), so its eps is not known to rounding"
+        if call not in amounts:
+            return f"the error at the output of {call} is not seen, so neither is what its eps adds"
+    return ""
 
 
-def _near(law: Law, gradients: dict[str, torch.Tensor]) -> float:
+def _explicit(gradients: Tensors, expected: Tensors) -> Found:
+    # a gradient that vanishes, such as that of a bias in front of a batch norm, is rounding: nothing to divide by
+    floor = 1e-4 * max((float(g.abs().max()) for g in expected.values()), default=0.0)
+    return [(("gradient", name), _difference(gradients[name], g, floor)) for name, g in expected.items()]
+
+
+def _potentials(potentials: Callable[[str], Potential], theta: Tensors) -> Found:
+    named = ((name, potentials(name), weight) for name, weight in theta.items())
+    return [(("potential", n), _mismatch(psi, w)) for n, psi, w in named if psi is not SQUARE and psi.exists(w)]
+
+
+def _identity(law: Law) -> tuple[str, str]:
+    return "identity", f"{law.name} ({law.kind})"
+
+
+def _near(law: Law, gradients: Tensors) -> float:
     """The largest gradient of the module that a shift law is about, and not less than 1e-4 of the model's largest."""
     module = law.parameters[0].rpartition(".")[0]
     sizes = {name: float(g.abs().max()) for name, g in gradients.items() if g.numel()}
@@ -252,10 +241,10 @@ def _near(law: Law, gradients: dict[str, torch.Tensor]) -> float:
 
 
 def _violation(
-    law: Law, theta: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], floor: float = 0.0
+    law: Law, theta: Tensors, gradients: Tensors, floor: float = 0.0, expected: torch.Tensor | float = 0.0
 ) -> float:
     size = law.magnitude(theta, gradients).clamp(min=floor)
-    return _peak(law.rate(theta, gradients).abs() / torch.where(size > 0, size, 1.0))
+    return _peak((law.rate(theta, gradients) - expected).abs() / torch.where(size > 0, size, 1.0))
 
 
 def _difference(got: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> float:
@@ -279,38 +268,43 @@ def _peak(x: torch.Tensor) -> float:
 # -- how the gradients are made ------------------------------------------------------------------------------------
 
 
-def _gradients(
-    model: nn.Module,
-    inputs: tuple,
-    named: dict,
-    seed: int,
-    loss_fn: Callable[[Any], torch.Tensor] | None,
-    *,
-    centred: bool = False,
-) -> dict[str, torch.Tensor]:
-    """−Ẇ for a random error signal at every output, summing to zero over classes if centred; zero without an error."""
-    model.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), recorded(model) as readouts:
-        torch.manual_seed(seed)
-        outputs = model(*inputs, **named)
-        if loss_fn is not None:
-            loss_fn(outputs).backward()
-        else:
-            ends = [y for y in tree_leaves(outputs) if isinstance(y, torch.Tensor) and y.requires_grad]
-            generator = torch.Generator().manual_seed(1000 + seed)
-            signals = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in ends]
-            torch.autograd.backward(ends, [_centred(e) for e in signals] if centred else signals)
-    parameters = model.named_parameters(remove_duplicate=False)
-    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
-    return {**gradients, **readouts}
+@dataclass(frozen=True)
+class _Run:
+    inputs: tuple
+    named: dict
+    loss_fn: Callable[[Any], torch.Tensor] | None
 
+    def backward(
+        self, model: nn.Module, seed: int, calls: Iterable[NormCall] = (), axes: Sequence[int | None] = ()
+    ) -> tuple[dict[str, torch.Tensor], dict[NormCall, torch.Tensor]]:
+        """−Ẇ for a random error signal at every output, zero without an error, and what the norms ``calls`` add to E.
 
-def _centred(error: torch.Tensor) -> torch.Tensor:
-    """Without its mean over the axes on which cross-entropy looks for classes."""
-    if error.dim() < 2:
-        return error
-    error = error - error.mean(-1, keepdim=True)
-    return error - error.mean(1, keepdim=True)
+        ``axes``: of every output the axis over which its error sums to zero.
+        """
+        model.zero_grad(set_to_none=True)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), recorded(model) as readouts:
+            torch.manual_seed(seed)
+            with amounts_of(model, calls) as heard:
+                outputs = model(*self.inputs, **self.named)
+                amounts = heard(outputs)
+            self._send(outputs, seed, axes)
+        parameters = model.named_parameters(remove_duplicate=False)
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in parameters}
+        return {**gradients, **readouts}, amounts
+
+    def _send(self, outputs: Any, seed: int, axes: Sequence[int | None]) -> None:
+        if self.loss_fn is not None:
+            self.loss_fn(outputs).backward()
+            return
+        generator = torch.Generator().manual_seed(1000 + seed)
+        every = [y for y in tree_leaves(outputs) if isinstance(y, torch.Tensor)]
+        ends, signals = [], []
+        for y, axis in zip(every, axes or [None] * len(every), strict=True):
+            if y.requires_grad:
+                error = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)
+                ends.append(y)
+                signals.append(error if axis is None else error - error.mean(axis, keepdim=True))
+        torch.autograd.backward(ends, signals)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from torch import nn
 
 import lawful
 from lawful.conservation.derive import laws_of
-from lawful.conservation.scale import at_limit
 
 RULES = {
     "backprop": None,
@@ -18,6 +17,20 @@ RULES = {
     "kolen-pollack": lawful.KolenPollack(seed=1),
     "sign": lawful.UniformSignSymmetry(),
 }
+
+
+LIMIT = 1e-60
+"""An eps that is as good as 0 in double precision, and positive, as batch norm asks of it."""
+
+
+def at_limit(model):
+    """A copy of a model in which the eps of every norm that keeps it as an attribute is as good as 0."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        for name in ("eps", "epsilon", "variance_epsilon"):
+            if isinstance(vars(module).get(name), float) or (name == "eps" and isinstance(module, nn.RMSNorm)):
+                setattr(module, name, LIMIT)
+    return copied
 
 
 class Flow:

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lawful
 from lawful.checking import lawcheck
 from lawful.conservation.base import tensors
 from lawful.conservation.derive import laws_of
+from lawful.conservation.structural import spelled
 
 Forward = Callable[["Net", torch.Tensor], torch.Tensor]
 
@@ -50,6 +52,18 @@ def without_graph(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.c(net.b(h).relu())
 
 
+def viewed_without_graph(view: Callable[[torch.Tensor], torch.Tensor]) -> Forward:
+    """A view that is taken under no_grad says that it requires a gradient, and none comes back through it."""
+
+    def run(net: Net, x: torch.Tensor) -> torch.Tensor:
+        h = net.a(x).relu()
+        with torch.no_grad():
+            W, g, bias, k = view(net.b.weight), net.g[:], net.b.bias[:], view(h)
+        return net.c(F.linear(h, W, net.b.bias).relu() * g + F.linear(h, net.W, bias) + k)
+
+    return run
+
+
 def checkpointed(net: Net, x: torch.Tensor) -> torch.Tensor:
     from torch.utils.checkpoint import checkpoint
 
@@ -71,6 +85,9 @@ PARTLY_FOLLOWED: dict[str, Forward] = {
     "rounded division": lambda net, x: net.c(torch.div(10 * net.a(x), 2, rounding_mode="floor")),
     "integers": lambda net, x: net.c((10 * net.a(x)).long().to(x.dtype)),
     "no graph": without_graph,
+    "views without a graph": viewed_without_graph(lambda w: w.view(w.shape)),
+    "slices without a graph": viewed_without_graph(lambda w: w[:]),
+    "copies without a graph": viewed_without_graph(lambda w: w * 1),
     "reentrant checkpoint": checkpointed,
     "lookup of activations": lambda net, x: net.c(F.embedding(torch.tensor([0, 2, 2]), net.a(x).relu())),
     "computed γ": lambda net, x: net.c(F.layer_norm(norm_input(x), (6,), net.a(x[:1])[0].relu())),
@@ -175,3 +192,34 @@ def test_unfolded_images_keep_their_channels() -> None:
     found = violations(*made(run))
     assert list(found) == ["½‖a.weight[j]‖² + ½‖a.bias[j]‖² − ½‖c.weight[:, j]‖²"]
     assert max(found.values()) < 1e-12
+
+
+def test_what_averages_at_first_is_no_average() -> None:
+    """A softmax is one at all weights, a learnt mixture that starts at 1/n is not; a buffer stays what it is."""
+
+    def bias_laws(mixture: Callable[[Net, torch.Tensor], torch.Tensor]) -> list[str]:
+        net, _ = made(lambda net, x: net.c(mixture(net, x) @ net.a(x)))
+        net.register_buffer("average", torch.full((6, 6), 1 / 6, dtype=torch.float64))
+        with torch.no_grad():
+            net.W.fill_(1 / 6)
+        lawful.attach(net, lawful.FeedbackAlignment(seed=0), strict=False)
+        x = torch.randn(6, 5).double()
+        assert lawcheck(net, x).ok
+        return [law.formula for law in laws_of(net, x).of_kind("bias")]
+
+    law = ["a.bias − B(c.weight)ᵀ c.bias"]
+    assert bias_laws(lambda net, x: (x @ x.T).softmax(-1)) == law
+    assert bias_laws(lambda net, x: F.dropout(torch.softmax(x @ x.T, -1).T, 0.5, training=False).mT) == law
+    assert bias_laws(lambda net, x: net.get_buffer("average")) == law
+    assert bias_laws(lambda net, x: net.W.abs()) == []
+    assert bias_laws(lambda net, x: (x @ x.T).softmax(-1).mul_(torch.ones(6).double())) == []
+
+
+def test_long_indices_are_told_apart() -> None:
+    """How channels were moved is compared as text, and print leaves out the middle of long tensors."""
+    one = torch.arange(2000)
+    other = one.clone()
+    other[700], other[701] = 701, 700
+    assert str(one) == str(other)
+    assert spelled((one, slice(3))) != spelled((other, slice(3)))
+    assert spelled((one, slice(3))) == spelled((one.clone(), slice(3)))

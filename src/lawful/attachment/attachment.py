@@ -102,6 +102,7 @@ class LayerAttachment(Attachment):
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """The live rule state of one weight: {"B": …} for feedback alignment, {} for backpropagation."""
+        self._check_attached(name)
         first, *twins = self._owners[name]
         if not isinstance(first.module, FeedbackLeaf):
             return {}

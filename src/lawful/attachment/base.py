@@ -76,6 +76,19 @@ class Attachment(abc.ABC):
         """Let the rules act after an optimizer step."""
 
     @property
+    def attached(self) -> bool:
+        """Whether the model still carries it: False after :meth:`remove`."""
+        return self.model.__dict__.get(_ATTRIBUTE) is self
+
+    def _check_attached(self, name: str) -> None:
+        if not self.attached:
+            raise AttachmentError(
+                f"the rule that fed {name} back has been removed from the model, and is asked for still: expected "
+                "attachment.remove() after the last look at its laws, or at a Ledger of them; lawful.laws_of(model) "
+                "has the laws of the model as it is now"
+            )
+
+    @property
     def feedback(self) -> Mapping[str, torch.Tensor]:
         """The live B tensors, where a rule stores B; writing into one changes the next backward pass."""
         states = {name: self.state(name) for name in self.rules}

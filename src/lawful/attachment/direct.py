@@ -86,6 +86,7 @@ class DirectAttachment(Attachment):
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """The live state of one tap: {"D": D_i} once it is drawn, {} before the first forward pass."""
         module, call = self._place(name)
+        self._check_attached(name)
         return {key: getattr(module, _buffer(call, key)) for key in self._keys.get(name, ())}
 
     def feedback_of(self, name: str) -> torch.Tensor:

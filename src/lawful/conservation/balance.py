@@ -22,6 +22,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lawful.conservation.elimination import relations
+from lawful.conservation.norm_calls import NormCall
 
 Ids = np.ndarray
 """Integer names of variables."""
@@ -32,9 +33,15 @@ NOT_LINEAR = -1
 
 @dataclass(frozen=True)
 class Unseen:
-    """The term of what a norm with this eps adds to the E of its input: nothing as eps → 0."""
+    """The term of what a norm adds to the E of its input: nothing as eps → 0.
 
-    eps: float
+    Args:
+        call: the norm.
+        rows: which of its rows each number of the block is.
+    """
+
+    call: NormCall
+    rows: Ids
 
 
 @dataclass(frozen=True)
@@ -203,8 +210,8 @@ class Balance:
         """Amounts ``source`` flow on into the channels ``into``, by an equation: for :meth:`reasons_near`."""
         self.links.append((source, into))
 
-    def reasons_near(self, ids: Ids) -> list[str]:
-        """Why channels downstream of ``ids`` are spoiled, the most frequent reason first."""
+    def reached(self, ids: Ids) -> np.ndarray:
+        """For each variable whether it is downstream of ``ids``."""
         pairs = [(source, into) for source, into, _, _ in self.reads] + self.links
         reached = np.zeros(self.size, dtype=bool)
         reached[ids] = True
@@ -212,5 +219,10 @@ class Balance:
         while before != (before := int(reached.sum())):
             for source, into in pairs:
                 reached[into[reached[source]]] = True
+        return reached
+
+    def reasons_near(self, ids: Ids) -> list[str]:
+        """Why channels downstream of ``ids`` are spoiled, the most frequent reason first."""
+        reached = self.reached(ids)
         counts = Counter(reason for i, why in self.reasons.items() if reached[i] for reason in sorted(why))
         return [reason for reason, _ in counts.most_common()]

@@ -111,12 +111,20 @@ class LawSet(Sequence[Law]):
     Attributes:
         reasons: weight -> why no law holds for its output channels.
         unknown: operations the derivation does not know, and where; laws through them are left out.
+        classes: per tensor among the outputs the axis over which it is taken to go through a softmax; None for none.
     """
 
-    def __init__(self, laws: Sequence[Law], reasons: Mapping[str, str], unknown: Sequence[str]) -> None:
+    def __init__(
+        self,
+        laws: Sequence[Law],
+        reasons: Mapping[str, str],
+        unknown: Sequence[str],
+        classes: Sequence[int | None] = (),
+    ) -> None:
         self._laws = tuple(laws)
         self.reasons = dict(reasons)
         self.unknown = tuple(unknown)
+        self.classes = tuple(classes)
 
     def __getitem__(self, index: int) -> Law:  # type: ignore[override]
         return self._laws[index]
@@ -135,11 +143,11 @@ class LawSet(Sequence[Law]):
     @property
     def layers(self) -> LawSet:
         """The neuron laws summed over the channels of each site."""
-        return LawSet([LayerLaw(law) for law in self.of_kind("neuron")], self.reasons, self.unknown)
+        return LawSet([LayerLaw(law) for law in self.of_kind("neuron")], self.reasons, self.unknown, self.classes)
 
     def of_kind(self, *kinds: str) -> LawSet:
         """The laws of these kinds."""
-        return LawSet([law for law in self if law.kind in kinds], self.reasons, self.unknown)
+        return LawSet([law for law in self if law.kind in kinds], self.reasons, self.unknown, self.classes)
 
     def values(self, theta: Tensors | nn.Module) -> dict[str, torch.Tensor]:
         """``names`` -> the numbers conserved, at θ or at a module's parameters now."""

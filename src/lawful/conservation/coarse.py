@@ -19,11 +19,24 @@ from scipy.sparse.csgraph import connected_components
 
 from lawful.conservation.balance import Balance, Ids, Known, Unseen
 from lawful.conservation.elimination import Row, relations
+from lawful.conservation.norm_calls import NormCall
 from lawful.conservation.trace import Sight
 
 NORMS = frozenset({"layer norm", "RMS norm", "group norm", "norm of padding"})
 _REASONS = frozenset(f"{norm} mixes its channels" for norm in NORMS)
-EPS, BATCH = "eps", "eps of a batch norm"
+
+
+@dataclass(frozen=True)
+class Eps:
+    """A column of the small system: what the eps of a norm adds.
+
+    Args:
+        number: which of the sights of the bundle.
+        block: of a batch norm, the block of what it adds.
+    """
+
+    number: int = -1
+    block: int = -1
 
 
 @dataclass(frozen=True)
@@ -33,12 +46,12 @@ class Stream:
     Args:
         parts: (block, coefficient, which bundle each line of the block belongs to, −1 for none).
         count: number of bundles.
-        eps: the largest eps of the norms on the way.
+        norms: (norm, coefficient, its rows, bundle): what their eps adds, nothing as it goes to 0.
     """
 
     parts: Sequence[tuple[Known, Fraction, Ids]]
     count: int
-    eps: float
+    norms: Sequence[tuple[NormCall, Fraction, Ids, int]]
 
 
 def stream_relations(balance: Balance, sights: Sequence[Sight]) -> Iterator[Stream]:
@@ -53,19 +66,22 @@ def stream_relations(balance: Balance, sights: Sequence[Sight]) -> Iterator[Stre
         return
     bundles = _Bundles(balance, seen)
     solutions: dict[tuple, list[Row]] = {}
-    alike: dict[tuple, list[int]] = defaultdict(list)
+    alike: dict[tuple, list[tuple[int, list[tuple[Eps, Fraction]]]]] = defaultdict(list)
     for bundle, rows in bundles.systems().items():
         key = tuple(tuple(row.items()) for row in rows)
         if key not in solutions:
-            solutions[key] = relations(rows, known=lambda c: c in (EPS, BATCH) or bundles.known(c))
+            solutions[key] = relations(rows, known=lambda c: isinstance(c, Eps) or bundles.known(c))
         for solution in solutions[key]:
-            if EPS in solution:
-                alike[tuple((c, v) for c, v in solution.items() if c not in (EPS, BATCH))].append(bundle)
+            eps = [(c, v) for c, v in solution.items() if isinstance(c, Eps)]
+            if any(c.number >= 0 for c, _ in eps):
+                terms = tuple((c, v) for c, v in solution.items() if not isinstance(c, Eps))
+                alike[terms].append((bundle, eps))
     for terms, members in alike.items():
         place = np.full(bundles.count + 1, -1)
-        place[members] = np.arange(len(members))
+        place[[bundle for bundle, _ in members]] = np.arange(len(members))
         parts = [(bundles.block(c), v, place[bundles.of_lines(c)]) for c, v in terms]
-        yield Stream(parts, len(members), max(bundles.eps[bundle] for bundle in members))
+        norms = [(*bundles.norm(bundle, c), v, i) for i, (bundle, eps) in enumerate(members) for c, v in eps]
+        yield Stream(parts, len(members), [(call, v, rows, i) for call, rows, v, i in norms])
 
 
 class _Bundles:
@@ -79,15 +95,19 @@ class _Bundles:
         inside = self.of >= 0
         pairs, sizes = np.unique(self._pair(np.nonzero(inside)[0]), return_counts=True)
         self._sizes = dict(zip(pairs.tolist(), sizes.tolist(), strict=True))
-        self.eps: dict[int, float] = defaultdict(float)
+        self._seen: dict[int, list[Sight]] = defaultdict(list)
         for sight in sights:
-            bundle = int(self.of[sight.line[0]])
-            self.eps[bundle] = max(self.eps[bundle], sight.eps)
-        for pair in self._sizes:
-            known = self._blocks[pair % len(self._blocks)][2]
-            if known is not None and isinstance(known.term, Unseen):
-                bundle = pair // len(self._blocks)
-                self.eps[bundle] = max(self.eps[bundle], known.term.eps)
+            self._seen[int(self.of[sight.line[0]])].append(sight)
+
+    def norm(self, bundle: int, column: Eps) -> tuple[NormCall, Ids]:
+        """The norm whose eps a column stands for, and its rows."""
+        if column.number >= 0:
+            sight = self._seen[bundle][column.number]
+            assert sight.call is not None and sight.rows is not None
+            return sight.call, sight.rows
+        start, count, known, _ = self._blocks[column.block]
+        assert known is not None and isinstance(known.term, Unseen)
+        return known.term.call, known.term.rows[self.of[start : start + count] == bundle]
 
     def _pair(self, ids: Ids) -> Ids:
         """Bundle and block of variables as one number."""
@@ -136,7 +156,7 @@ class _Bundles:
 
     def _add(self, row: Row, block: int, weight: Fraction) -> None:
         known = self._blocks[block][2]
-        name = BATCH if known is not None and isinstance(known.term, Unseen) else block
+        name = Eps(block=block) if known is not None and isinstance(known.term, Unseen) else block
         row[name] = row.get(name, Fraction(0)) + weight
 
     def systems(self) -> dict[int, list[Row]]:
@@ -158,10 +178,10 @@ class _Bundles:
         for sight in self._sights:
             ((bundle, blocks),) = self._sums(sight.line).items()
             shares = [f"share {numbers[bundle]} of {block}" for block in blocks]
-            numbers[bundle] += 1
             for block, share in zip(blocks, shares, strict=True):
                 looks[bundle, block].append(share)
-            found[bundle].append({**dict.fromkeys(shares, Fraction(1)), EPS: Fraction(-1)})
+            found[bundle].append({**dict.fromkeys(shares, Fraction(1)), Eps(numbers[bundle]): Fraction(-1)})
+            numbers[bundle] += 1
         for bundle, row in self._balances(looks):
             found[bundle].append(row)
         return found

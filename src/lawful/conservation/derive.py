@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -23,6 +25,7 @@ from lawful.conservation.direct import DirectTrace
 from lawful.conservation.error_maps import FeedbackOf
 from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
+from lawful.conservation.norm_calls import NormCall, Share
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.range import range_laws
 from lawful.conservation.readout import Readout, ReadoutGram, ReadoutLaw, ReadoutTerm, direct_attachment, readout_name
@@ -70,7 +73,7 @@ def potentials_of(model: nn.Module) -> Potentials:
 
 def _attached(attachment: Attachment, name: str) -> Potential:
     rule: Rule | None = attachment.rules.get(name)
-    return SQUARE if rule is None else Potential(rule, lambda: attachment.state(name))
+    return SQUARE if rule is None else Potential(rule, partial(attachment.state, name))
 
 
 def laws_of(
@@ -127,10 +130,10 @@ def laws_of(
     direct = None if attachment is None else DirectTrace(attachment, trace, softmax=output == "softmax")
     with nullcontext() if attachment is None or direct is None else watched(attachment, direct):
         outputs = follow(trace, model, inputs, dict(kwargs or {}))
+    classes = []
     for y in tree_leaves(outputs):
         if isinstance(y, torch.Tensor):
-            if output == "softmax":
-                _seen_by_softmax(trace, y)
+            classes.append(_seen_by_softmax(trace, y) if output == "softmax" else None)
             trace.spoil(trace.labels(y), "it is an output")
     taps = [] if direct is None else direct.taps
     readouts = {tap.reads: direct.readout(tap) for tap in taps if direct is not None}
@@ -157,7 +160,7 @@ def laws_of(
     laws += range_laws(trace, feedback, softmax=output == "softmax")
     order = {name: i for i, name in enumerate(theta)}
     laws.sort(key=lambda law: (order[law.parameters[0]], law.kind != "neuron"))
-    return LawSet(laws, _reasons(trace, covered, lacking, theta), trace.unknown)
+    return LawSet(laws, _reasons(trace, covered, lacking, theta), trace.unknown, classes)
 
 
 def _substitutes(direct: DirectTrace) -> dict[Slices, _Block]:
@@ -195,16 +198,17 @@ def _psi(block: _Block, potential: Potentials) -> Potential:
     return block.potential or (SQUARE if block.written else potential(block.slices.parameter))
 
 
-def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> None:
-    """Classes lie on the last axis, or, as cross-entropy has it, on axis 1."""
+def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> int | None:
+    """The axis of the classes: the last, or, as cross-entropy has it, axis 1; None where neither holds channels."""
     labels = trace.labels(y)
     if labels is None or y.dim() < 2:
-        return
+        return None
     for axis in (-1, 1):
         line = labels.movedim(axis, 0).reshape(y.shape[axis], -1)
         if bool((line == line[:, :1]).all()):
             trace.norms.append(Sight("softmax output", line[:, 0].numpy()))
-            return
+            return axis
+    return None
 
 
 def _forced(handlers: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +227,7 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     )
     first = real[0][1] if real else 0
     real.sort(key=lambda part: (not part[0].written, part[1] != first))
-    unseen = [b.term.eps for b, _, _ in relation.parts if isinstance(b.term, Unseen)]
+    unseen = [(b.term, c, m) for b, c, m in relation.parts if isinstance(b.term, Unseen)]
     written = [part for part in real if part[0].written]
     if not written:
         return
@@ -242,7 +246,9 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     names = [f"{name} · neuron {j}" for j in channels.tolist()]
     if unseen:
         if not readouts:
-            yield ScaleLaw(name, terms, source, names, eps=max(unseen), summed=False)
+            every = np.arange(size)
+            norms = [_share(norm.call, -sign * c, norm.rows[m], every) for norm, c, m in unseen]
+            yield ScaleLaw(name, terms, source, names, norms=norms, summed=False)
         return
     law = NeuronLaw(name, terms, source, names)
     yield ReadoutLaw(law, readouts) if readouts else law
@@ -268,7 +274,12 @@ def _stream(stream: Stream, potential: Potentials) -> Iterator[Law]:
     ]
     name = _site([b for b, _, _ in written])
     names = [f"{name} · {'stream' if stream.count == 1 else f'group {g}'}" for g in range(stream.count)]
-    yield ScaleLaw(name, terms, _TANAKA, names, eps=stream.eps, summed=True)
+    norms = [_share(call, -sign * c, rows, np.full(len(rows), place)) for call, c, rows, place in stream.norms]
+    yield ScaleLaw(name, terms, _TANAKA, names, norms=norms, summed=True)
+
+
+def _share(call: NormCall, coefficient: Fraction, rows: np.ndarray, place: np.ndarray) -> Share:
+    return Share(call, float(coefficient), torch.from_numpy(rows), torch.from_numpy(place))
 
 
 def _placed(channel: np.ndarray, members: np.ndarray) -> torch.Tensor:
@@ -311,6 +322,15 @@ def _site(written: Sequence[_Block]) -> str:
     return " + ".join(modules) if len(modules) <= 3 else f"{modules[0]} + … + {modules[-1]} ({len(modules)} writers)"
 
 
+def _loose_readers(trace: Trace, ids: np.ndarray) -> list[str]:
+    """What is the matter with the weights that read channels: frozen, say."""
+    reached = trace.balance.reached(ids)
+    readers = {
+        s.parameter: any(reached[amounts].any() for _, amounts in uses) for (_, s), uses in trace.readers.items()
+    }
+    return [f"{trace.loose[name]}, and reads it" for name, reads in readers.items() if reads and name in trace.loose]
+
+
 def _reasons(
     trace: Trace, covered: set[Slices], lacking: Mapping[Slices, str], theta: Mapping[str, torch.Tensor]
 ) -> dict[str, str]:
@@ -320,7 +340,8 @@ def _reasons(
         if covered.isdisjoint(amap.slices):
             why = list(dict.fromkeys(lacking[s] for s in amap.slices if s in lacking))
             why += [trace.loose[s.parameter] for s in amap.slices if s.parameter in trace.loose]
-            why = why or trace.balance.reasons_near(np.concatenate(uses)) or [_UNBALANCED]
+            why = why or trace.balance.reasons_near(np.concatenate(uses))
+            why = why or _loose_readers(trace, np.concatenate(uses)) or [_UNBALANCED]
             found[amap.slices[0].parameter] = "; ".join(why[:3])
     met = {s.parameter for amap in trace.writers for s in amap.slices} | {s.parameter for _, s in trace.readers}
     for name, parameter in theta.items():

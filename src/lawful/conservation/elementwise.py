@@ -28,7 +28,8 @@ def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
 
 def copied(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """The identity, as another tensor."""
-    homogeneous(linear=True)(trace, func, args, kwargs, out)
+    with trace.as_mixture(first(args, kwargs), out):
+        homogeneous(linear=True)(trace, func, args, kwargs, out)
     _carried(trace, out)
 
 
@@ -71,7 +72,15 @@ def same(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     """Casts and copies: the same channels. Another operand only says which type."""
     for x in args[1:]:
         trace.labels(x)
-    trace.label(out, trace.labels(first(args, kwargs)))
+    x = first(args, kwargs)
+    with trace.as_mixture(x, out):
+        trace.label(out, trace.labels(x))
+
+
+def softmax(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """No law passes it; its numbers sum to one whatever the weights and the inputs are."""
+    curved("softmax")(trace, func, args, kwargs, out)
+    trace.mixtures.add(id(out))
 
 
 def cut(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -309,6 +318,7 @@ TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(_HOMOGENEOUS.split(), homogeneous()),
     **dict.fromkeys(_DROPOUT.split(), dropout),
     **{name: curved(what) for name, what in CURVED.items()},
+    "softmax": softmax,
     "square": homogeneous(2),
     "sqrt": homogeneous(0.5),
     "pow": power,

@@ -15,7 +15,8 @@ from lawful.affine import maps
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import vector
 from lawful.conservation.elementwise import addition
-from lawful.conservation.norms import batch_norm, bound, dotted, group_norm, layer_norm
+from lawful.conservation.norm_calls import bound
+from lawful.conservation.norms import batch_norm, dotted, layer_norm
 from lawful.conservation.products import addmm, bilinear, contract, einsum, matmul, mix, score, view_of
 from lawful.conservation.trace import Handler, Sight, Trace
 
@@ -285,8 +286,7 @@ TABLE: Final[dict[str, Handler]] = {
     **{f"conv_transpose{n}d": convolution(True, n) for n in (1, 2, 3)},
     "embedding": embedding,
     **dict.fromkeys(("batch_norm", "instance_norm"), batch_norm),
-    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
-    "group_norm": group_norm,
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), layer_norm),
     "scaled_dot_product_attention": attention,
     **dict.fromkeys(("matmul", "bmm", "mm", "mv"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),

@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from lawful.affine import maps
+from lawful.conservation.norm_calls import NormCall, NormForm, form_of
 from lawful.conservation.trace import NONE, ZERO, Sight, Trace
-
-
-def bound(func_args: tuple[Any, ...], kwargs: dict, names: str) -> dict[str, Any]:
-    """Positional and keyword arguments under one set of names."""
-    return {**dict(zip(names.split(), func_args, strict=False)), **kwargs}
 
 
 def dotted(trace: Trace, weight: Any, bias: Any) -> tuple[str | None, str | None, bool]:
@@ -34,10 +30,15 @@ def _scaled(trace: Trace, a: dict, out: torch.Tensor, axis: int) -> None:
     trace.label_axis(out, trace.write(amap), axis)
 
 
-def _together(trace: Trace, what: str, rows: torch.Tensor, eps: float) -> None:
+def _together(trace: Trace, what: str, call: NormCall, labels: torch.Tensor) -> None:
     """A norm takes the elements of each row together; E over the channels of a row vanishes as eps → 0."""
-    rows = rows[:1] if bool((rows == rows[:1]).all()) else torch.unique(rows, dim=0)
-    for row in rows:
+    rows = call.form.rows(labels).flatten(1)
+    if bool((rows == rows[:1]).all()):
+        rows, kind_of = rows[:1], np.zeros(len(rows), dtype=np.int64)
+    else:
+        rows, place = torch.unique(rows, dim=0, return_inverse=True)
+        kind_of = place.numpy()
+    for number, row in enumerate(rows):
         live = row[row >= 0]
         ids, counts = torch.unique(live, return_counts=True)
         if not len(ids):
@@ -51,63 +52,52 @@ def _together(trace: Trace, what: str, rows: torch.Tensor, eps: float) -> None:
         elif what != "RMS norm":
             kind = "layer norm" if int(counts[0]) == 1 else "group norm"
         trace.spoil(live, f"{kind} mixes its channels")
-        trace.norms.append(Sight(kind, ids.numpy(), eps))
+        trace.norms.append(Sight(kind, ids.numpy(), call, np.nonzero(kind_of == number)[0]))
 
 
 def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
     """Batch and instance norm: where they use statistics of the input, E vanishes channel by channel as eps → 0."""
-    a = bound(args, kwargs, "input running_mean running_var weight bias training momentum eps")
-    a = {"training": func.__name__ == "instance_norm", "eps": 1e-5, **a}
+    form, a = form_of(func.__name__, args, kwargs)
+    call = trace.norm_call(func.__name__, form)
     labels = trace.labels(a["input"])
-    statistics = a.get("use_input_stats", a["training"])
+    statistics = a.get("use_input_stats", True) if func.__name__ == "instance_norm" else a.get("training", False)
     if labels is not None:
         line = trace.lines(labels, 1, a["input"].shape[1], f"{func.__name__} over mixed channels")
-        ids = np.unique(line[line >= 0])
+        ids, rows = np.unique(line, return_index=True)
+        ids, rows = ids[ids >= 0], rows[ids >= 0]
         if statistics and len(ids) == int((line >= 0).sum()):
             trace.padded(labels)
-            trace.blind(ids, a["eps"])
+            trace.blind(ids, call, rows)
         else:
             trace.spoil(torch.from_numpy(ids), "batch norm in eval mode subtracts a constant")
     _scaled(trace, a, out, 1)
 
 
 def layer_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """Layer norm and RMS norm: the sum of E over the channels vanishes as eps → 0."""
-    centred = func.__name__ == "layer_norm"
-    order = "input normalized_shape weight bias eps" if centred else "input normalized_shape weight eps"
-    a = bound(args, kwargs, order)
-    axes = len(tuple(a["normalized_shape"]))
-    eps = a.get("eps", 1e-5 if centred else None)
-    _normed(trace, centred, a, torch.finfo(out.dtype).eps if eps is None else eps, out, axes)
+    """Layer norm, RMS norm and group norm: the sum of E over what they take together vanishes as eps → 0."""
+    form, a = form_of(func.__name__, args, kwargs)
+    _normed(trace, trace.norm_call(func.__name__, form), a, out)
 
 
-def _normed(trace: Trace, centred: bool, a: dict, eps: float, out: torch.Tensor, axes: int = 1, axis: int = -1) -> None:
+def _normed(trace: Trace, call: NormCall, a: dict, out: torch.Tensor) -> None:
     labels = trace.labels(a["input"])
     if labels is not None:
-        rows = labels.movedim(axis, -1).flatten(-axes).flatten(0, -2)
-        _together(trace, "layer norm" if centred else "RMS norm", rows, eps)
-    if axes == 1:
-        _scaled(trace, a, out, axis)
+        _together(trace, _NAMES[call.form.kind], call, labels)
+    if call.form.axes == 1:
+        _scaled(trace, a, out, call.form.axis)
     else:
         trace.label(out, None)
 
 
-def group_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: torch.Tensor) -> None:
-    """Group norm: the sum of E over the channels of a group vanishes as eps → 0."""
-    a = bound(args, kwargs, "input num_groups weight bias eps")
-    labels = trace.labels(a["input"])
-    if labels is not None:
-        rows = labels.reshape(labels.shape[0] * a["num_groups"], -1)
-        _together(trace, "group norm", rows, a.get("eps", 1e-5))
-    _scaled(trace, a, out, 1)
+_NAMES = {"layer_norm": "layer norm", "rms_norm": "RMS norm", "group_norm": "group norm"}
 
 
 # -- norms written by hand -----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> tuple[bool, float, int] | None:
-    """Whether γ x̂ + β is what a module computes, judged by its numbers: (centred?, eps, axis), or None if it is not.
+def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> NormForm | None:
+    """Which norm γ x̂ + β a module computes, judged by its numbers; None if it is none.
 
     The output gives 1/√(v + ε) at every position, and so ε. A norm that computes in single precision on double inputs
     has that rounding for its ε: no sharper than that is its scale unseen. ``backward``: also that the errors which it
@@ -131,7 +121,8 @@ def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> tu
         eps = torch.where(eps.abs() <= own * v.max(), 0.0, eps).clamp(min=0)
         error = float((y - z / (v + eps).sqrt()).abs().max() / y.abs().max())
         if error <= max(own, coarse) and (not backward or _sends_back(module, source, centred, eps, axis)):
-            return centred, max(float(eps), 0.0 if error <= own else error), axis
+            sharp, kind = error <= own, "layer_norm" if centred else "rms_norm"
+            return NormForm(kind, max(float(eps), 0.0 if sharp else error), axis, sharp=sharp)
     return None
 
 
@@ -162,12 +153,11 @@ def handler_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict, *, backwa
     if set(own) not in ({"weight"}, {"weight", "bias"}) or not all(p is None or p.dim() == 1 for p in own.values()):
         return None
     (x,) = (*args, *kwargs.values())
-    found = computes(module, x, backward=backward) if isinstance(x, torch.Tensor) else None
-    if found is None:
+    form = computes(module, x, backward=backward) if isinstance(x, torch.Tensor) else None
+    if form is None:
         return None
-    centred, eps, axis = found
 
     def handle(trace: Trace, module: Any, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
-        _normed(trace, centred, {"input": x, **own}, eps, out, axis=axis)
+        _normed(trace, trace.norm_call("", form), {"input": x, **own}, out)
 
     return handle

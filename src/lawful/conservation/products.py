@@ -19,7 +19,7 @@ import torch
 
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices, vector
-from lawful.conservation.trace import NONE, ZERO, Trace
+from lawful.conservation.trace import NONE, ZERO, Trace, severed
 
 Call = Callable[..., Any]
 
@@ -48,12 +48,10 @@ class View:
 
 def view_of(trace: Trace, x: object) -> View | None:
     """Which parameter a tensor is or views, if it views whole rows of it and every element once."""
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, torch.Tensor) or severed(x):
         return None
     with torch._C.DisableTorchFunctionSubclass():  # a registered weight is a subclass that refuses to be asked
         base = x if id(x) in trace.names else x._base
-        if torch.is_grad_enabled() and not x.requires_grad:
-            return None  # frozen, or viewed without a graph: no gradient reaches the parameter
         if base is None or id(base) not in trace.names or not base.is_contiguous() or not x.numel():
             return None
         sizes, strides, rows = x.shape, x.stride(), base.shape[0] if base.dim() else 1
@@ -266,7 +264,10 @@ def _activations(trace: Trace, operands: list[Any], names: list[str], into: str,
         for l, n, middle, last in zip(labels, names, (own[0], summed), (summed, own[1]), strict=True)
     )
     m, n = prod(size[c] for c in own[0]), prod(size[c] for c in own[1])
-    averages = any(l is None and _sums_to_one(x, n, summed) for l, x, n in zip(labels, operands, names, strict=True))
+    averages = any(
+        l is None and id(x) in trace.mixtures and _sums_to_one(x, n, summed)
+        for l, x, n in zip(labels, operands, names, strict=True)
+    )
     found = _pairwise(trace, left, right, torch.Size([*lead, m, n]), averages=averages)
     if found is not None:
         order = [*batch, *own[0], *own[1]]
@@ -277,8 +278,9 @@ def _activations(trace: Trace, operands: list[Any], names: list[str], into: str,
 
 def _sums_to_one(x: torch.Tensor, names: str, letters: list[str]) -> bool:
     axes = [names.index(c) for c in letters]
-    sums = x.detach().sum(axes) if axes else x.detach()
-    return torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    x = x.detach()
+    sums = x.sum(axes, dtype=torch.float64) if axes else x.double()
+    return x.is_floating_point() and bool(((sums - 1).abs() <= 8 * torch.finfo(x.dtype).eps).all())
 
 
 def _still(labels: torch.Tensor | None, names: str, letter: str) -> bool:

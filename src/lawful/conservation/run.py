@@ -101,6 +101,7 @@ Chosen = list[layers.ModuleHandler | None]
 def _enter(trace: Trace, name: str, handler: layers.ModuleHandler | None, chosen: Chosen) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict) -> None:
         trace.path.append(name)
+        trace.turns[name, ""] += 1
         if trace.paused:  # inside a leaf, which accounts for it
             chosen.append(None)
             return

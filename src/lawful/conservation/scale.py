@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
 
 from lawful.conservation.neuron import NeuronLaw, Term
-
-LIMIT: Final = 1e-60
-"""An eps that is as good as 0 in double precision, and positive, as batch norm asks of it."""
-_EPS: Final = ("eps", "epsilon", "variance_epsilon")
+from lawful.conservation.norm_calls import NormCall, Share
 
 
 class ScaleLaw(NeuronLaw):
@@ -27,26 +22,36 @@ class ScaleLaw(NeuronLaw):
         terms: see :class:`NeuronLaw`.
         source: who stated it.
         names: of its components.
-        eps: the largest eps of the norms that it rests on: the law is exact as this goes to 0.
+        norms: what the norms that it rests on add: the law is exact as their eps goes to 0.
         summed: whether several channels make one component.
     """
 
     def __init__(
-        self, name: str, terms: Sequence[Term], source: str, names: Sequence[str], *, eps: float, summed: bool
+        self,
+        name: str,
+        terms: Sequence[Term],
+        source: str,
+        names: Sequence[str],
+        *,
+        norms: Sequence[Share],
+        summed: bool,
     ) -> None:
         note = "exact as eps → 0"
         note = (
             note if not summed else f"summed over j; {note}" if len(names) == 1 else f"summed over groups of j; {note}"
         )
         super().__init__(name, terms, source, names, kind="scale", note=note)
-        self.eps = eps
+        self.norms = tuple(norms)
 
+    @property
+    def eps(self) -> float:
+        """The largest eps of its norms."""
+        return max(share.call.form.eps for share in self.norms)
 
-def at_limit(model: nn.Module) -> nn.Module:
-    """A copy of a model in which the eps of every norm that keeps it as an attribute is as good as 0."""
-    copied = copy.deepcopy(model)
-    for module in copied.modules():
-        for name in _EPS:
-            if isinstance(vars(module).get(name), float) or (name == "eps" and isinstance(module, nn.RMSNorm)):
-                setattr(module, name, LIMIT)
-    return copied
+    def eps_rate(self, amounts: Mapping[NormCall, torch.Tensor]) -> torch.Tensor:
+        """What :meth:`rate` is, exactly, from :func:`lawful.conservation.norm_calls.amounts_of` of the same run."""
+        rate = torch.zeros(len(self.names), dtype=torch.float64)
+        for share in self.norms:
+            amount = amounts[share.call].double()
+            rate = rate.to(amount.device).index_add(0, share.place, share.coefficient * amount[share.rows])
+        return rate

@@ -12,6 +12,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lawful.conservation.trace import NONE, ZERO, Handler, Trace
 
 
+def spelled(*what: Any) -> str:
+    """Arguments in print, tensors by all of their numbers: what torch prints of long ones leaves some out."""
+
+    def whole(x: Any) -> Any:
+        return f"{tuple(x.shape)} {x.tolist()}" if isinstance(x, torch.Tensor) else x
+
+    return " ".join(str(tree_map(whole, w)) for w in what)
+
+
 def first(args: tuple[Any, ...], kwargs: dict) -> Any:
     """The operand of a function of one."""
     return args[0] if args else next(kwargs[name] for name in ("input", "self") if name in kwargs)
@@ -22,8 +31,9 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
     present = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     found = {id(x): trace.labels(x) for x in present if x.is_floating_point()}
     if all(labels is None for labels in found.values()):
-        for y in tree_leaves(out):
-            if isinstance(y, torch.Tensor):
+        made = [y for y in tree_leaves(out) if isinstance(y, torch.Tensor)]
+        with trace.as_mixture(present[0] if len(present) == 1 else None, *made):
+            for y in made:
                 trace.label(y, None)
         return
 
@@ -38,7 +48,7 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
     for i, (y, labels) in enumerate(zip(tree_leaves(out), tree_leaves(moved), strict=True)):
         trace.label(y, labels)
         if moving:
-            trace.moved(labels, f"{i} of {func.__name__} {args[1:]} {kwargs}")
+            trace.moved(labels, f"{i} of {func.__name__} {spelled(args[1:], kwargs)}")
 
 
 def assigned(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -46,11 +56,12 @@ def assigned(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
     target, index, value = args
     old, written = trace.labels(target), trace.labels(value)
     if old is None and written is None:
+        trace.label(target, None)
         return
     labels = torch.full(target.shape, NONE) if old is None else old.clone()
-    trace.moved(labels[index], f"overwritten at {index}")
+    trace.moved(labels[index], f"overwritten at {spelled(index)}")
     labels[index] = trace.full(value, torch.Size()) if written is None else written
-    trace.moved(labels[index], f"written at {index}")
+    trace.moved(labels[index], f"written at {spelled(index)}")
     trace.label(target, labels)
 
 

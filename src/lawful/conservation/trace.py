@@ -7,6 +7,7 @@ tensor does the same to its labels, so flatten blocks, heads, chunks and residua
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices
 from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known, Unseen
+from lawful.conservation.norm_calls import NormCall, NormForm
 
 NONE = -1
 """Label of an element of no channel: its E is not followed."""
@@ -42,12 +44,14 @@ class Sight:
             kind: a shift of the channels is seen, since zeros do not shift), "batch norm", "keys" (a softmax over the
             scores with them) or "softmax output".
         line: the channels it reads together.
-        eps: of the norm; the scale is unseen as eps → 0.
+        call: of the norm; the scale is unseen as its eps → 0.
+        rows: which of its rows it is.
     """
 
     what: str
     line: Ids
-    eps: float = 0.0
+    call: NormCall | None = None
+    rows: Ids | None = None
 
 
 class Trace(TorchFunctionMode):
@@ -65,6 +69,7 @@ class Trace(TorchFunctionMode):
         self.balance = Balance()
         self.handlers = handlers
         self.names: dict[int, str] = {}
+        self.mixtures = {id(b) for b in model.buffers()}
         self.loose: dict[str, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
@@ -74,6 +79,7 @@ class Trace(TorchFunctionMode):
                 self.loose[name] = f"{name} is complex"
         self.unknown: list[str] = []
         self.path: list[str] = []
+        self.turns: Counter[tuple[str, str]] = Counter()
         self.norms: list[Sight] = []
         self.uneven: set[int] = set()
         self.moves: dict[int, tuple[str, ...]] = {}
@@ -100,6 +106,7 @@ class Trace(TorchFunctionMode):
         """Give a tensor its labels; None says that it is known and has no channels."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
+        self.mixtures.discard(id(tensor))  # it may be an old one, changed in place
         if (node := _node(tensor)[0]) is not None:
             self._nodes[node] = labels
 
@@ -141,7 +148,8 @@ class Trace(TorchFunctionMode):
             front += [child for child, _ in node.next_functions]
         if made_by is not None:
             self.note_unknown(made_by.name())
-        self.label(tensor, None)
+        with self.as_mixture(tensor, tensor):
+            self.label(tensor, None)
 
     # -- what operations do --------------------------------------------------------------------------------------
 
@@ -179,10 +187,17 @@ class Trace(TorchFunctionMode):
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
 
-    def blind(self, line: Ids, eps: float) -> None:
+    def norm_call(self, function: str, form: NormForm) -> NormCall:
+        """A name for a call of a norm; ``function`` "" where it is the module that runs."""
+        module = self.path[-1] if self.path else ""
+        if function:  # a module's own turns are counted as it is entered
+            self.turns[module, function] += 1
+        return NormCall(module, function, self.turns[module, function] - 1, form)
+
+    def blind(self, line: Ids, call: NormCall, rows: Ids) -> None:
         """A batch norm reads these channels, each by itself."""
-        self.norms.append(Sight("batch norm", line, eps))
-        amounts = self.balance.fresh(len(line), known=Known(Unseen(eps), np.arange(len(line))))
+        self.norms.append(Sight("batch norm", line, call, rows))
+        amounts = self.balance.fresh(len(line), known=Known(Unseen(call, rows), np.arange(len(line))))
         self.balance.read(line, amounts, 1, NOT_LINEAR)
 
     def moved(self, labels: torch.Tensor, how: str) -> None:
@@ -196,6 +211,14 @@ class Trace(TorchFunctionMode):
         if always or bool((labels == ZERO).any()):
             ids = torch.unique(labels)
             self.uneven.update(ids[ids >= 0].tolist())
+
+    @contextmanager
+    def as_mixture(self, source: object, *outputs: object) -> Iterator[None]:
+        """``mixtures`` holds what is a softmax or a constant, however moved: if it sums to one, it always does."""
+        mixture = id(source) in self.mixtures
+        yield
+        if mixture:
+            self.mixtures |= {id(y) for y in outputs}
 
     def unheard(self, shape: torch.Size) -> torch.Tensor:
         """Names for elements whose errors nobody hears: they balance nothing, but can be recognised."""
@@ -338,7 +361,7 @@ class Trace(TorchFunctionMode):
         held = {}
         for x in operands:
             labels = self.labels(x)
-            if labels is not None and torch.is_grad_enabled() and not x.requires_grad:
+            if labels is not None and severed(x):
                 names = [i for ids in self._unheard for i in ids.tolist()]  # of which nothing is claimed
                 heard = (labels >= 0) & ~torch.isin(labels, torch.tensor(names, dtype=labels.dtype))
                 labels = self._labels[id(x)] = labels.masked_fill(heard, NONE)
@@ -356,7 +379,7 @@ class Trace(TorchFunctionMode):
             yield
         finally:
             self.paused -= 1
-        read = {name for x in operands if (name := self._parameter(x)) is not None}
+        read = {name for x in operands if not severed(x) and (name := self._parameter(x)) is not None}
         why = f"is used by {what} in a way that is not followed"
         if not torch.is_grad_enabled() and not self.trusting:  # a custom Function may give it a gradient all the same
             self.loose.update({name: f"{name} is used without a graph" for name in read | self._used})
@@ -381,6 +404,14 @@ class Trace(TorchFunctionMode):
         for y in tree_leaves(out):
             if isinstance(y, torch.Tensor):
                 self.label(y, None)
+
+
+def severed(x: torch.Tensor) -> bool:
+    """Whether nothing sends an error back through x: it has no graph, or is a view that was taken without one."""
+    if not torch.is_grad_enabled():
+        return False  # a custom autograd Function reads it, and has a backward pass of its own
+    with torch._C.DisableTorchFunctionSubclass():
+        return not x.requires_grad or (x._base is not None and x.grad_fn is None)
 
 
 def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:

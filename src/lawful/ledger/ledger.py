@@ -16,7 +16,7 @@ from lawful.conservation.combination import Moves, moves
 from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import Together
 from lawful.conservation.run import learning
-from lawful.errors import SettingError
+from lawful.errors import NoLawError, SettingError
 from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
 
 FINITE: Final = "finite step"
@@ -54,7 +54,8 @@ class Ledger:
 
     In float64 the books close to 1e-10 relative. A float32 weight is rounded by up to 2⁻²⁴ of itself at every step, so
     that after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j), at its largest so far;
-    rounding has no preferred sign, and what is seen grows like √T.
+    rounding has no preferred sign, and what is seen grows like √T. A law all of whose books are within
+    :meth:`rounding`, √(T + 1) · eps · Σ|terms|, counts as zero: in bfloat16 a small law does after some thousand steps.
 
     Args:
         model: the model in training.
@@ -65,6 +66,13 @@ class Ledger:
         split_every: split the first-order change only at every n-th step, and book that of the others as "not split"
             (together with what happens between steps); the finite-step part is exact at every step.
         record_every: keep q and the parts in ``history`` every so many steps (0: never).
+
+    A change through ``.data`` (``p.data.clamp_()``, ``p.data.mul_(0.9)``) leaves no trace in torch that could be looked
+    for: it is booked nowhere and shows as a residual. ``with torch.no_grad(): p.mul_(0.9)``, or an assignment to
+    ``p.data``, is booked as "between steps".
+
+    A model without a law has an empty ledger, which prints why; its ``residual`` and ``violation`` raise
+    :class:`NoLawError`: nothing was tested. The rule must stay on the model for as long as the ledger is read.
 
     Raises:
         SettingError: a negative interval; laws of complex parameters, or none of whose parameters the optimiser holds;
@@ -159,32 +167,49 @@ class Ledger:
 
     @property
     def residual(self) -> torch.Tensor:
-        """|q − q₀ − Σ parts| relative: whether the books close."""
+        """|q − q₀ − Σ parts| relative: whether the books close. Raises NoLawError where no law is followed."""
+        self._need_laws()
         scale = self.scale
         return self._relative(self._open(), scale)
 
     @property
     def violation(self) -> torch.Tensor:
-        """The rule's own part, relative: zero when the law holds and the backward pass is what it claims to be."""
+        """The rule's own part, relative: zero when the law holds and the backward pass is what it claims to be.
+
+        Raises NoLawError where no law is followed.
+        """
+        self._need_laws()
         return self._relative(self.parts.get(RULE, torch.zeros_like(self.start)), self.scale)
+
+    def _need_laws(self) -> None:
+        if not len(self.laws):
+            why = "; ".join(f"{site}: {reason}" for site, reason in self.laws.reasons.items()) or "no layer writes here"
+            raise NoLawError(f"Ledger: it follows no law, so it has tested nothing ({why})")
 
     def _relative(self, amount: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Amount / scale; zero for a law that is zero, and stays so, to the rounding of its own terms."""
         return torch.where((amount == 0) | (scale <= self.rounding()), 0.0, amount.abs() / scale)
 
     def rounding(self) -> torch.Tensor:
-        """(steps + 1) · eps · Σ|terms| of every law: a sum such as Σ_j b_j is no smaller than its summands allow."""
+        """√(steps + 1) · eps · Σ|terms| of every law: a sum such as Σ_j b_j is no smaller than its summands allow.
+
+        A step rounds w by up to eps·|w|/2, either way: after T steps that is a random walk of standard deviation at
+        most √T · eps · Σ|terms| / √12, and this bound is 3.5 of them. The worst case, T times a step's, is never seen
+        and would hide every violation in bfloat16 after 128 steps.
+        """
         theta = {name: p.detach() for name, p in self._tracked.items()}
         with torch.no_grad():
             sizes = [
                 torch.finfo(theta[law.parameters[0]].dtype).eps * law.magnitude(theta, theta).reshape(-1).double()
                 for law in self.laws
             ]
-        return (self.steps + 1) * torch.cat(sizes) if sizes else torch.zeros_like(self.start)
+        return (self.steps + 1) ** 0.5 * torch.cat(sizes) if sizes else torch.zeros_like(self.start)
 
     @property
     def table(self) -> list[Row]:
         """Per law, summed over its channels."""
+        if not len(self.laws):
+            return []
         now, residual = self.values(), self.residual
         rows, at = [], 0
         for law in self.laws:
@@ -328,10 +353,7 @@ class Ledger:
         return rest
 
     def _version(self) -> tuple[int, ...]:
-        """Changes with every edit in place, or assignment to ``.data``, of a parameter, and with edits of its feedback.
-
-        An edit through ``.data`` (``p.data.clamp_()``) leaves no trace in torch: it shows as a residual.
-        """
+        """Changes with every edit in place, or assignment to ``.data``, of a parameter, and with edits of feedback."""
         states = [t._version for psi in self._potentials for t in psi.state().values()]
         return (*(n for p in self._tracked.values() for n in (p._version, p.data_ptr())), *states)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from lawful.errors import NoLawError
 from lawful.ledger.ledger import Ledger
 
 
@@ -32,16 +31,18 @@ class Reading:
     worst: str
 
     def scalars(self, prefix: str = "ledger") -> dict[str, float]:
-        """The numbers by name, for a logger; the last name is that of the law that has moved furthest.
+        """The numbers by name, for a logger; the names stay the same from run to run.
+
+        Which law has moved furthest is no number: ``worst`` says it.
 
         >>> list(Reading(3, {"finite step": 0.5}, 0.0, 0.0, 0.1, "neuron fc1").scalars())
-        ['ledger/violation', 'ledger/residual', 'ledger/parts/finite step', 'ledger/moved/neuron fc1']
+        ['ledger/violation', 'ledger/residual', 'ledger/parts/finite step', 'ledger/moved']
         """
         return {
             f"{prefix}/violation": self.violation,
             f"{prefix}/residual": self.residual,
             **{f"{prefix}/parts/{cause}": part for cause, part in self.parts.items()},
-            f"{prefix}/moved/{self.worst}": self.moved,
+            f"{prefix}/moved": self.moved,
         }
 
 
@@ -51,8 +52,6 @@ def read(ledger: Ledger) -> Reading:
     Raises:
         NoLawError: it follows none.
     """
-    if not len(ledger.laws):
-        raise NoLawError("the ledger follows no law, so there is nothing to read: see lawful.laws_of(model).reasons")
     residual = float(ledger.residual.max())  # settles the books, so the parts come after it
     moved, worst = _furthest(ledger)
     return Reading(
