@@ -23,7 +23,7 @@ def test_help_is_quick_and_shows_how_to_start() -> None:
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = python("-m", "lawful.cli", "--help")
+        done = python("-m", "lawful", "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         # Time on the processor: the promise is about the program, not about what else this machine does.
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -35,7 +35,7 @@ def test_help_is_quick_and_shows_how_to_start() -> None:
 def test_version() -> None:
     import lawful
 
-    assert python("-m", "lawful.cli", "--version").stdout == f"lawful {lawful.__version__}\n"
+    assert python("-m", "lawful", "--version").stdout == f"lawful {lawful.__version__}\n"
 
 
 RESUMES = "; run the same command again to resume"

@@ -100,7 +100,7 @@ def test_every_random_stream_and_buffer_is_resumed(tmp_path, monkeypatch):
 
 
 COMMAND = [
-    sys.executable, "-m", "lawful.cli", "train", "--model", "cnn", "--examples", "640", "--rule", "fa", "--epochs", "6",
+    sys.executable, "-m", "lawful", "train", "--model", "cnn", "--examples", "640", "--rule", "fa", "--epochs", "6",
     "--batch", "16", "--resume", "--out",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""``python -m lawful.cli``."""
+"""``python -m lawful``."""
 
 from lawful.cli.app import main
 
