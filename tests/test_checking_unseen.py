@@ -229,6 +229,14 @@ def test_gradients_that_vanish_altogether_are_rounding_and_accuse_nobody():
     assert not violated(check, "scale") and not violated(check, "shift")
 
 
+def test_biases_that_a_batch_norm_holds_still_are_rounding_and_accuse_nobody():
+    """Both sides of b_i − B_{i+1}ᵀ b_{i+1} vanish: there is nothing to divide by."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    check = lawcheck(model, S[0], rule=lawful.FeedbackAlignment(seed=0))
+    assert check.ok, check
+    assert "0 (bias)" in {row.where for row in check.table}
+
+
 def test_frozen_layers_and_rows_of_padding_accuse_nobody():
     model = nn.Sequential(nn.Embedding(7, 6, padding_idx=0), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
     model[1].weight.requires_grad_(False)

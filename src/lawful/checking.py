@@ -182,6 +182,9 @@ def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | 
 # -- what is compared ----------------------------------------------------------------------------------------------
 
 
+_LINEAR: Final = ("shift", "bias", "range")
+"""Kinds whose rate is a sum of gradients."""
+
 Found = list[tuple[tuple[str, str], float]]
 """(what, where) and its violation."""
 
@@ -194,12 +197,13 @@ def _identities(
     unchecked: dict[str, str],
 ) -> Found:
     """Every law's rate; what the eps of a norm adds to it is taken off. ``unchecked`` is told where that is unknown."""
-    # what should vanish in front of a norm is rounding: it is compared with the other gradients of the model too
+    # what vanishes in front of a norm is rounding on both sides: it is compared with the rest of the model too
     floor = 1e-4 * max((float((p * gradients[n]).abs().max()) for n, p in theta.items() if p.numel()), default=0.0)
     found: Found = []
     for law in laws:
         if not isinstance(law, ScaleLaw):
-            found.append((_identity(law), _violation(law, theta, gradients)))
+            least = _near(law, gradients) if law.kind in _LINEAR else floor
+            found.append((_identity(law), _violation(law, theta, gradients, least)))
         elif why := _unknown_eps(law, amounts):
             unchecked[law.name] = f"{law.name} (scale): {why}"
         else:
@@ -233,7 +237,7 @@ def _identity(law: Law) -> tuple[str, str]:
 
 
 def _near(law: Law, gradients: Tensors) -> float:
-    """The largest gradient of the module that a shift law is about, and not less than 1e-4 of the model's largest."""
+    """The largest gradient of the module that a linear law is about, and not less than 1e-4 of the model's largest."""
     module = law.parameters[0].rpartition(".")[0]
     sizes = {name: float(g.abs().max()) for name, g in gradients.items() if g.numel()}
     own = max(size for name, size in sizes.items() if name.rpartition(".")[0] == module)

@@ -72,6 +72,11 @@ def checkpointed(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.c(h)
 
 
+def half_moved(net: Net, x: torch.Tensor) -> torch.Tensor:
+    h = net.a(x)
+    return torch.cat([h[:, :3].roll(1, 0), h[:, 3:]], -1)
+
+
 def norm_input(x: torch.Tensor) -> torch.Tensor:
     return x[:, :1] * torch.arange(6.0, dtype=x.dtype)
 
@@ -95,6 +100,13 @@ PARTLY_FOLLOWED: dict[str, Forward] = {
     "computed slope": lambda net, x: net.c(F.prelu(norm_input(x) - 1, net.a(x[:1])[0].relu())),
     "weight used twice": lambda net, x: net.c(F.linear(net.a(x).relu(), net.W).relu()) * net.W.mean(),
     "scale used twice": lambda net, x: net.c(net.a(x).relu() * net.g) * net.g.exp().sum(),
+    "half moved, negated": lambda net, x: net.c(-half_moved(net, x)),
+    "half moved, scaled": lambda net, x: net.c(half_moved(net, x) * 0.5),
+    "half moved, divided": lambda net, x: net.c(half_moved(net, x) / 2),
+    "half moved, added": lambda net, x: net.c(half_moved(net, x) + net.b(x[:, :1] * torch.ones(6).double())),
+    "half moved, mixed": lambda net, x: net.c((x @ x.T).softmax(-1) @ half_moved(net, x)),
+    "half moved, scored": lambda net, x: net.c((half_moved(net, x) @ net.b(norm_input(x)).T) @ norm_input(x)),
+    "a bias that is a scale": lambda net, x: net.c(F.linear(net.a(x).relu(), net.W, net.g) * net.g),
     "row of a weight": lambda net, x: net.c(F.linear(net.a(x).relu(), net.W).relu() * net.W[0]),
 }
 

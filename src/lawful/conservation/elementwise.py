@@ -193,7 +193,7 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
     for i, column in enumerate(classes.T):
         reads = (column >= 0) & live
         amounts = trace.balance.fresh(int(reads.sum()))
-        trace.balance.read(column[reads], amounts, 1, 0 if linear else NOT_LINEAR)
+        trace.balance.read(column[reads], amounts, 1, trace.courses(column[reads]) if linear else NOT_LINEAR)
         trace.balance.link(amounts, ids[reads])
         if carries:
             trace.carry(amounts, ids[reads])
@@ -238,7 +238,8 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     ids[live] = trace.balance.fresh(int(live.sum()), activation=True)
     for i, column in enumerate(classes.T):
         reads = (column >= 0) & live
-        trace.balance.read(column[reads], ids[reads], 1, 0 if uniform else NOT_LINEAR)
+        key = trace.courses(column[reads]) if uniform else NOT_LINEAR
+        trace.balance.read(column[reads], ids[reads], 1, key)
         if i in parameters:
             sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
             at = np.nonzero(live & (sourced >= 0))[0]

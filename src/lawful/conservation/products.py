@@ -136,7 +136,8 @@ def score(trace: Trace, queries: torch.Tensor, keys: torch.Tensor) -> np.ndarray
     amounts = trace.balance.fresh(pairs.shape[1])
     for side in pairs:
         live = side >= 0
-        trace.balance.read(side[live], amounts[live], 1, heads[live])
+        key = heads[live] + (int(heads.max()) + 1) * trace.courses(side[live])
+        trace.balance.read(side[live], amounts[live], 1, key)
     return amounts
 
 

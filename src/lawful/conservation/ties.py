@@ -21,6 +21,7 @@ def tie(trace: Trace, known: Callable[[Slices, AffineMap, bool], object]) -> Non
     """
     maps = dict.fromkeys([*trace.writers, *(amap for amap, _ in trace.readers)])
     trace.tied = tied = {a for a in maps for b in maps if a is not b and _share(a, b)}
+    tied |= {a for a in maps if any(s.parameter in trace.sources for s in a.slices)}
     for amap, uses in trace.writers.items():
         if amap not in tied and not any(s.parameter in trace.loose for s in amap.slices):
             _tie_writer(trace, amap, uses, known)

@@ -174,7 +174,8 @@ class Trace(TorchFunctionMode):
         alive, new = old >= 0, old.clone()
         ids = self.balance.fresh(int(alive.sum()), activation=True)
         new[alive] = torch.from_numpy(ids)
-        self.balance.read(old[alive].numpy(), ids, degree, NOT_LINEAR if key is None else key)
+        source = old[alive].numpy()
+        self.balance.read(source, ids, degree, NOT_LINEAR if key is None else self.courses(source))
         return new[place]
 
     def passes_by(self, labels: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -182,7 +183,8 @@ class Trace(TorchFunctionMode):
         old, first, place = np.unique(labels.numpy(), return_index=True, return_inverse=True)
         alive = old >= 0
         ids = self.balance.fresh(int(alive.sum()), activation=True)
-        self.balance.read(old[alive], ids, 1, keys.reshape(-1).numpy()[first[alive]])
+        key = keys.reshape(-1).numpy()[first[alive]]
+        self.balance.read(old[alive], ids, 1, key + (int(keys.max()) + 1) * self.courses(old[alive]))
         new = old.copy()
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
@@ -272,13 +274,13 @@ class Trace(TorchFunctionMode):
             group = np.arange(len(line)) * amap.groups // len(line)
             for g in range(amap.groups):
                 keys[np.unique(number[(group == g) & (number >= 0)])] = g + 1
-        keys += (amap.groups + 1) * self._courses(channels[alive])
+        keys += (amap.groups + 1) * self.courses(channels[alive])
         self.balance.read(channels[alive], amounts, 1, keys)
         self.readers.setdefault((amap, into), []).append((np.maximum(number, NONE), amounts))
 
-    def _courses(self, channels: Ids) -> Ids:
-        """Numbers channels by how they were moved over positions: 0 for those that stayed; only alike ones mix."""
-        courses: dict[tuple[str, ...], int] = {(): 0}
+    def courses(self, channels: Ids) -> Ids:
+        """Numbers channels by how they were moved over positions, the first of them 0; only alike ones mix."""
+        courses: dict[tuple[str, ...], int] = {}
         return np.array(
             [courses.setdefault(self.moves.get(i, ()), len(courses)) for i in channels.tolist()], dtype=np.int64
         )
