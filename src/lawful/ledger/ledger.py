@@ -56,6 +56,7 @@ class Ledger:
     that after T steps |q − q₀ − Σ parts| ≤ T · 2⁻²³ · (‖W_p[j]‖² + b_j² + k⟨|B|, |W_c|⟩_j), at its largest so far;
     rounding has no preferred sign, and what is seen grows like √T. A law all of whose books are within
     :meth:`rounding`, √(T + 1) · eps · Σ|terms|, counts as zero: in bfloat16 a small law does after some thousand steps.
+    Gradients that are computed in less precision than the weights have, as under autocast, conserve to theirs alone.
 
     Args:
         model: the model in training.
