@@ -129,6 +129,33 @@ def import_biotorch() -> types.ModuleType | None:
     return importlib.import_module("biotorch.module.biomodule")
 
 
+class _BareFunction(torch.autograd.Function):
+    """The least that any feedback layer in Python costs: three products, B given, no rule, no guard."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, B):
+        ctx.save_for_backward(x, B)
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, delta):
+        x, B = ctx.saved_tensors
+        return delta @ B, delta.t() @ x, delta.sum(0), None
+
+
+class _BareLinear(nn.Linear):
+    def forward(self, x):
+        return _BareFunction.apply(x, self.weight, self.bias, self.B)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_buffer("B", torch.randn_like(module.weight) / module.in_features**0.5)
+            module.__class__ = _BareLinear
+    return model
+
+
 def variants(name: str, outputs: int, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Step]:
     steps = {"backprop": step_of(copy.deepcopy(model), x, y, plainly)}
     for label, rule in RULES.items():
@@ -137,6 +164,8 @@ def variants(name: str, outputs: int, model: nn.Module, x: torch.Tensor, y: torc
         twin = copy.deepcopy(model)
         lawful.attach(twin, rule())
         steps[label] = step_of(twin, x, y, plainly)
+    if "Linear" in name:
+        steps["bare Function"] = step_of(bare(copy.deepcopy(model)), x, y, plainly)
     bio = import_biotorch()
     for label, mode in BIOTORCH.items() if bio is not None else ():
         if (label, name) in SKIPPED:
@@ -212,7 +241,11 @@ def main() -> None:
         layers = sum(p.ndim > 1 for p in model.parameters())
         small = name.startswith("20")
         steps = variants(name, 32 if small else 10, model, x, y)
-        steps = {n: s for n, s in steps.items() if n == "backprop" or n.removeprefix("BioTorch ") in options.rules}
+        steps = {
+            n: s
+            for n, s in steps.items()
+            if n in ("backprop", "bare Function") or n.removeprefix("BioTorch ") in options.rules
+        }
         times = paired(steps, options.rounds * (10 if small else 1))
         base = statistics.median(times["backprop"])
         print(f"{name}: backprop {1e3 * base:.2f} ms\n\n| rule | ÷ backprop | extra µs a layer |\n|---|---|---|")
