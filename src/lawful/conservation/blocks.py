@@ -73,8 +73,6 @@ def expand(
         step: Δ; None where it does not move.
         along: the directions V.
     """
-    if not along and all(_needs_norms_only(reader, step) for reader in readers):
-        return [[_norms(reader, step)] for reader in readers]
     shape = weight.first.shape
     groups = {psi: [i for i, reader in enumerate(readers) if reader[1] is psi] for _, psi in readers}
     sums = {psi: _Sums(psi, [readers[i][0] for i in own], weight, step, along) for psi, own in groups.items()}
@@ -87,19 +85,24 @@ def expand(
     return [found[i] for i in range(len(readers))]
 
 
-def _needs_norms_only(reader: Reader, step: Combination | None) -> bool:
-    """Whether D_Ψ is a multiple of the squared norms of lines that can be read in one go, or zero."""
-    slices, psi = reader
-    return psi.curvature == 0 or not step or (psi.curvature is not None and step.is_one and slices.is_contiguous)
+def norms(readers: Sequence[Reader], step: Combination | None) -> list[list[torch.Tensor | None]] | None:
+    """:func:`expand` without directions where W need not be looked at; None where it must.
 
-
-def _norms(reader: Reader, step: Combination | None) -> torch.Tensor | None:
-    slices, psi = reader
-    if not step or not psi.curvature:
-        return None
-    (rows,) = row_blocks([slices], step.first.shape, step.first.numel())
-    squares = slices.join([slices.square_block(rows(step.first), row_count(slices, step.first.shape))])
-    return psi.curvature * step.factor * step.factor / 2 * squares
+    That is where every D_Ψ is zero, or a multiple of the squared norms of lines that can be read in one go.
+    """
+    found: list[list[torch.Tensor | None]] = []
+    for slices, psi in readers:
+        if not step or psi.curvature == 0:
+            found.append([None])
+        elif psi.curvature is None or not step.is_one or not slices.is_contiguous:
+            return None
+        else:
+            x = step.first
+            rows = row_count(slices, x.shape)
+            start = slices.window[0] if slices.window else 0
+            squares = slices.square_block(Rows(start, start + rows)(x), rows).double()
+            found.append([psi.curvature * step.factor * step.factor / 2 * squares])
+    return found
 
 
 class _Sums:

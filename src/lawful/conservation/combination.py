@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TypeAlias
 
@@ -110,6 +110,25 @@ Tensors: TypeAlias = Mapping[str, torch.Tensor]
 
 Moves: TypeAlias = Mapping[str, Combination]
 """A step by dotted name; what is not named does not move."""
+
+
+class Before(Mapping[str, Combination]):
+    """The weights before a step, W − Δ, taken apart where they are asked for."""
+
+    def __init__(self, now: Moves, step: Moves) -> None:
+        self._now, self._step = now, step
+
+    def __getitem__(self, name: str) -> Combination:
+        """W − Δ of one parameter."""
+        return self._now[name] - self._step[name] if name in self._step else self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Over the names of all parameters."""
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        """The number of parameters."""
+        return len(self._now)
 
 
 def moves(tensors: Tensors) -> dict[str, Combination]:

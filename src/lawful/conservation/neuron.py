@@ -8,7 +8,7 @@ import torch
 
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
-from lawful.conservation.blocks import expand, line_sums
+from lawful.conservation.blocks import expand, line_sums, norms
 from lawful.conservation.combination import Moves, moves
 from lawful.conservation.potential import SQUARE, Cut, Potential
 
@@ -157,10 +157,13 @@ class Together:
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
         """:meth:`Law.expand` of every law."""
         sums: list[list[torch.Tensor | None]] = [[None] * (1 + len(along)) for _ in self._laws]
-        for name, terms, readers in self._passes:
+        for name, terms, readers in reversed(self._passes):  # what the optimiser moved last is still in the cache
             moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
             places = [0, *(row for row, _ in moved)]
-            found = expand(readers, theta[name], delta.get(name), [v for _, v in moved])
+            step = delta.get(name)
+            found = None if moved else norms(readers, step)
+            if found is None:
+                found = expand(readers, theta[name], step, [v for _, v in moved])
             for (i, term), lines in zip(terms, found, strict=True):
                 for row, amount in zip(places, lines, strict=True):
                     if amount is not None:
@@ -173,8 +176,11 @@ class Together:
 
 
 def _stacked(law: NeuronLaw, rows: list[torch.Tensor | None], theta: Moves) -> torch.Tensor:
-    zero = theta[law.parameters[0]].first.new_zeros(len(law.names), dtype=torch.float64)
-    return torch.stack([zero if row is None else row for row in rows])
+    def zero() -> torch.Tensor:
+        return theta[law.parameters[0]].first.new_zeros(len(law.names), dtype=torch.float64)
+
+    every = [zero() if row is None else row for row in rows]
+    return torch.stack(every) if len(every) > 1 else every[0].unsqueeze(0)
 
 
 def _total(parts: list[torch.Tensor]) -> torch.Tensor:

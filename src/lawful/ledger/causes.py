@@ -158,6 +158,8 @@ def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[s
         buffer = Combination(optimizer.state[p]["momentum_buffer"]) if momentum else Combination()
         if momentum and not group["nesterov"]:
             step = -lr * buffer
+        elif not momentum and not decay:
+            step = -lr * gradient(optimizer, group, p)
         else:
             force = gradient(optimizer, group, p) + momentum * buffer + decay * Combination(p)
             step = -lr / (1 - lr * decay) * force

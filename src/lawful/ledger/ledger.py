@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from lawful.conservation.base import Law, LawSet
-from lawful.conservation.combination import Moves, moves
+from lawful.conservation.combination import Before, Moves, moves
 from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import Together
 from lawful.conservation.run import learning
@@ -314,7 +314,7 @@ class Ledger:
         now = moves(self._tracked)
         if self._retraced:
             delta = retrace(self.optimizer, self._tracked)
-            return now | {name: now[name] - step for name, step in delta.items()}, delta
+            return Before(now, delta), delta
         before = moves(self._copy)
         return now | before, {name: now[name].minus(w) for name, w in before.items()}
 
