@@ -118,6 +118,21 @@ def test_the_books_close_for_any_optimiser(name, split_every):
     assert ("not split" in ledger.parts) == (split_every > 1)
 
 
+@pytest.mark.parametrize("rule", [None, FA, lawful.KolenPollack(seed=1), lawful.UniformSignSymmetry()], ids=repr)
+@pytest.mark.parametrize("name", ["plain", "momentum", "nesterov+decay", "adam"])
+def test_the_finite_step_is_the_same_however_seldom_the_rest_is_split(name, rule):
+    books = []
+    for split_every in (1, 10**9):
+        model = net(rule)
+        optimizer = {"plain": lambda p: SGD(p, lr=0.05), **OPTIMISERS}[name](model.parameters())
+        if isinstance(rule, lawful.KolenPollack):
+            lawful.attachment_of(model).follow(optimizer)
+        with Ledger(model, optimizer, split_every=split_every) as ledger:
+            train(model, optimizer, 20)
+        books.append(ledger.parts["finite step"])
+    torch.testing.assert_close(books[1], books[0], rtol=1e-11, atol=1e-15)
+
+
 def test_adam_with_zero_betas_has_no_momentum():
     model = net(FA)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.0, 0.9))

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 import lawful
+from lawful.affine.slices import Slices
 from lawful.conservation import blocks
 from lawful.conservation.base import Law
 from lawful.conservation.combination import Combination, moves
 from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import Together
+from lawful.conservation.potential import SQUARE, Potential
 
 
 class ByRow(lawful.FeedbackAlignment):
@@ -101,3 +103,17 @@ def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(ru
     wide = {n: w.double() for n, w in before.items()}
     error = (found - law.rate(wide, exact)).abs()
     assert bool((error <= 1e-5 * law.magnitude(wide, exact)).all())
+
+
+@pytest.mark.parametrize(
+    ("shape", "keep", "window"), [((6, 4), (0,), None), ((2, 4), (0,), (2, 4)), ((6,), (0,), None)]
+)
+def test_norms_alone_give_what_blocks_give(shape, keep, window):
+    step = -0.3 * Combination(torch.randn(6, *shape[1:], generator=torch.Generator().manual_seed(0)).double())
+    readers = [
+        (Slices("w", shape, keep, window=window), psi) for psi in (SQUARE, Potential(lawful.FeedbackAlignment()))
+    ]
+    found, blockwise = blocks.norms(readers, step), blocks.expand(readers, step, step, [])
+    assert found is not None and found[1] == blockwise[1] == [None]
+    torch.testing.assert_close(found[0][0], blockwise[0][0], rtol=1e-13, atol=0)
+    assert blocks.norms([(Slices("w", (6, 4), (1,)), SQUARE)], step) is None, "columns are read in blocks"
