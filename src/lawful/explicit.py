@@ -10,9 +10,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from lawful.attachment.attachment import attachment_of
+from lawful.attachment.base import attachment_or_none
 from lawful.conservation.potential import SQUARE, Potential
-from lawful.errors import AttachmentError
 from lawful.rules.base import Rule
 
 _AFFINE: Final = (
@@ -29,10 +28,9 @@ _AFFINE: Final = (
 def explicit_reference(twin: nn.Module, potentials: Callable[[str], Potential]) -> nn.Module | None:
     """A copy under backpropagation whose affine leaves carry the explicit form; None where it does not reach."""
     plain = copy.deepcopy(twin)
-    try:
-        attachment_of(plain).remove()
-    except AttachmentError:
-        pass  # somebody's own code, or backpropagation
+    attachment = attachment_or_none(plain)
+    if attachment is not None:
+        attachment.remove()
     fed_back = {name for name, _ in plain.named_parameters(remove_duplicate=False) if potentials(name) is not SQUARE}
     for name, module in list(plain.named_modules()):
         weight = f"{name}.weight" if name else "weight"

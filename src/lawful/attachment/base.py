@@ -18,9 +18,14 @@ _ATTRIBUTE = "_lawful_attachment"
 _LEARNING: WeakSet[Attachment] = WeakSet()
 
 
+def attachment_or_none(model: nn.Module) -> Attachment | None:
+    """The attachment of a model; None where it carries no rule: backpropagation, or somebody's own code."""
+    return model.__dict__.get(_ATTRIBUTE)
+
+
 def attachment_of(model: nn.Module) -> Attachment:
     """The attachment of a model, also of a copy made by deepcopy or pickle."""
-    attachment = model.__dict__.get(_ATTRIBUTE)
+    attachment = attachment_or_none(model)
     if attachment is None:
         raise AttachmentError("the model carries no rule: call lawful.attach(model, rule) first")
     return attachment

@@ -90,19 +90,23 @@ def norms(readers: Sequence[Reader], step: Combination | None) -> list[list[torc
 
     That is where every D_Ψ is zero, or a multiple of the squared norms of lines that can be read in one go.
     """
-    found: list[list[torch.Tensor | None]] = []
-    for slices, psi in readers:
-        if not step or psi.curvature == 0:
-            found.append([None])
-        elif psi.curvature is None or not step.is_one or not slices.is_contiguous:
-            return None
-        else:
-            x = step.first
-            rows = row_count(slices, x.shape)
-            start = slices.window[0] if slices.window else 0
-            squares = slices.square_block(Rows(start, start + rows)(x), rows).double()
-            found.append([psi.curvature * step.factor * step.factor / 2 * squares])
-    return found
+    if step and not all(_is_norm(reader, step) or reader[1].curvature == 0 for reader in readers):
+        return None
+    return [[_norm(reader, step) if step and reader[1].curvature else None] for reader in readers]
+
+
+def _is_norm(reader: Reader, step: Combination) -> bool:
+    slices, psi = reader
+    return psi.curvature is not None and step.is_one and slices.is_contiguous
+
+
+def _norm(reader: Reader, step: Combination) -> torch.Tensor:
+    slices, psi = reader
+    assert psi.curvature is not None
+    x, rows = step.first, row_count(slices, step.first.shape)
+    start = slices.window[0] if slices.window else 0
+    squares = slices.square_block(Rows(start, start + rows)(x), rows).double()
+    return psi.curvature * step.factor * step.factor / 2 * squares
 
 
 class _Sums:

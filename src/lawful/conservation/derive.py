@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lawful.affine.slices import Slices
-from lawful.attachment.attachment import Attachment, attachment_of
+from lawful.attachment.base import Attachment, attachment_or_none
 from lawful.conservation import elementwise, layers
 from lawful.conservation.balance import NOT_LINEAR, Known, Relation, Unseen
 from lawful.conservation.base import Law, LawSet
@@ -35,7 +35,7 @@ from lawful.conservation.symmetry import shift_laws
 from lawful.conservation.taps import watched
 from lawful.conservation.ties import tie
 from lawful.conservation.trace import Sight, Trace
-from lawful.errors import AttachmentError, SettingError
+from lawful.errors import SettingError
 from lawful.rules.base import Rule
 
 _HANDLERS: Final = {**elementwise.TABLE, **layers.TABLE}
@@ -64,11 +64,8 @@ Potentials = Callable[[str], Potential]
 
 def potentials_of(model: nn.Module) -> Potentials:
     """Dotted parameter name -> its potential under the attached rule; ½W² where backpropagation trains."""
-    try:
-        attachment = attachment_of(model)
-    except AttachmentError:
-        return lambda name: SQUARE
-    return lambda name: _attached(attachment, name)
+    attachment = attachment_or_none(model)
+    return lambda name: SQUARE if attachment is None else _attached(attachment, name)
 
 
 def _attached(attachment: Attachment, name: str) -> Potential:

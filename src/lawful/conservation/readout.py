@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from lawful.affine.slices import Slices
-from lawful.attachment.attachment import attachment_of
+from lawful.attachment.base import attachment_or_none
 from lawful.attachment.direct import DirectAttachment
 from lawful.conservation.base import Law, Tensors
 from lawful.conservation.neuron import NeuronLaw
 from lawful.conservation.potential import Potential
 from lawful.conservation.taps import Cut, watched
-from lawful.errors import AttachmentError, NoLawError
+from lawful.errors import NoLawError
 from lawful.rules.direct_base import DirectRule
 from lawful.rules.feedback_alignment import FeedbackAlignment
 
@@ -33,10 +33,7 @@ _NO_VALUE = "a virtual readout is no weight of the model: only its rate is known
 
 def direct_attachment(model: nn.Module) -> DirectAttachment | None:
     """The direct rule on a model, if that is what it carries."""
-    try:
-        attachment = attachment_of(model)
-    except AttachmentError:
-        return None
+    attachment = attachment_or_none(model)
     return attachment if isinstance(attachment, DirectAttachment) else None
 
 
