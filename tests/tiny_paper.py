@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,11 +26,17 @@ class TinySettings:
     bias: bool = False
     scale: float | None = None
     pause: float = 0.0
-    fault: Literal["none", "claim", "crash", "kill"] = "none"
+    fault: Literal["none", "claim", "crash", "kill", "early"] = "none"
 
     def validate(self) -> None:
         if self.n <= 0:
             raise SettingError(f"setting n: expected n >= 1; got {self.n}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A worker unpickles its settings before its first line; the fault "early" is a Ctrl-C just then."""
+        self.__dict__.update(state)
+        if self.fault == "early":
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def decay(settings: TinySettings, seed: int, progress: Progress) -> Section:

@@ -125,8 +125,7 @@ def test_an_interrupted_run_leaves_nothing_half_done_and_resumes(how: signal.Sig
     os.killpg(process.pid, how)
     _, err = process.communicate(timeout=30)
     if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert err == "interrupted; run the same command again to resume\n"
+        assert (process.returncode, err) == (130, "interrupted; run the same command again to resume\n")
     assert names(tmp_path / "run") <= FINISHED - {"claims.json", "report.html"}
 
     code, out, err = reproduce(*args, cwd=tmp_path)
@@ -136,6 +135,11 @@ def test_an_interrupted_run_leaves_nothing_half_done_and_resumes(how: signal.Sig
 
     assert reproduce("tiny", "--out", "whole", "--set", "pause=3", cwd=tmp_path)[0] == 0
     assert (tmp_path / "whole" / "claims.json").read_bytes() == (tmp_path / "run" / "claims.json").read_bytes()
+
+
+def test_an_interruption_that_reaches_a_worker_alone_ends_nothing(tmp_path: Path) -> None:
+    code, _, err = reproduce("tiny", "--out", "run", "--set", "fault=early", cwd=tmp_path)
+    assert (code, err) == (0, "")
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:

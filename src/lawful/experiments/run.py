@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,10 +167,10 @@ def _measure(stages: dict[str, Stage], spec: Spec, store: Store, jobs: int, watc
     """Runs ``stages`` in up to ``jobs`` processes at once; on any failure, and on Ctrl-C, no worker stays behind."""
     if not stages:
         return
-    context = _process_context({stage.__module__ for stage in stages.values()})
     waiting = list(stages)
     workers: dict[Connection, _Worker] = {}
     with _thread_limits():
+        context = _process_context({stage.__module__ for stage in stages.values()})
         try:
             while waiting or workers:
                 while waiting and len(workers) < jobs:
@@ -285,6 +286,15 @@ def _process_context(modules: set[str]) -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(sorted(modules))
+    # A Ctrl-C that meets a worker before its first line would end it, and be reported as a worker that died. Signals
+    # held back stay so in child processes: the server and its workers never see one. (The tracker of resources, which
+    # the server needs, lets signals through again when it starts; so it starts first.)
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
