@@ -21,6 +21,10 @@ class DoubleBackwardError(LawfulError, RuntimeError):
     """The gradient of a feedback gradient was asked for; it is the derivative of no function."""
 
 
+class ChangedInPlaceError(LawfulError, RuntimeError):
+    """A tensor that a backward pass needs was changed after its forward pass."""
+
+
 class UnfollowedRuleError(LawfulError, RuntimeError):
     """A rule whose feedback learns was trained without ``attachment.follow(optimizer)``."""
 

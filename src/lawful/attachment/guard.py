@@ -1,9 +1,13 @@
-"""A feedback gradient is the derivative of no function, so differentiating it once more must raise, not answer."""
+"""A feedback gradient is the derivative of no function, so differentiating it once more must raise, not answer.
+
+Eager layers refuse the graph (``create_graph=True``). Functional transforms always make one, even for a first
+derivative; there, and at the taps of direct rules, the graph is made and going back through it raises.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.autograd import Function
@@ -11,10 +15,25 @@ from torch.autograd import Function
 from lawful.errors import DoubleBackwardError
 
 _MESSAGE = (
-    "a gradient through lawful's feedback layers was differentiated again (create_graph=True, a gradient penalty, a "
-    "Hessian or nested torch.func.grad), but a feedback gradient is the derivative of no function, so its derivative "
-    "would be a wrong number. Call attachment.remove() for second derivatives, or detach the gradient first."
+    "a gradient through lawful's feedback layers was to be differentiated again (create_graph=True, a gradient "
+    "penalty, a Hessian or nested torch.func.grad), but a feedback gradient is the derivative of no function, so its "
+    "derivative would be a wrong number. Call attachment.remove() for second derivatives, or ask for no graph of the "
+    "gradient."
 )
+
+
+def refuse() -> NoReturn:
+    """Raise DoubleBackwardError."""
+    raise DoubleBackwardError(_MESSAGE)
+
+
+def refuse_graph() -> None:
+    """Raise DoubleBackwardError in a backward pass that makes a graph of the gradients: exactly there grad mode is on.
+
+    At once, for a graph that is never followed tells no one that it is wrong.
+    """
+    if torch.is_grad_enabled():
+        refuse()
 
 
 class _Final(Function):
@@ -36,11 +55,11 @@ class _Final(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise DoubleBackwardError(_MESSAGE)
+        refuse()
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise DoubleBackwardError(_MESSAGE)
+        refuse()
 
 
 def final(compute: Callable[..., Any], *tensors: torch.Tensor | None) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import Function
 
-from lawful.attachment.guard import final
+from lawful.attachment.guard import final, refuse_graph
 
 Transport = Callable[..., torch.Tensor]
 """``Rule.transport`` when a rule overrides it; None stands for the plain adjoint."""
@@ -160,7 +160,8 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
 
         @staticmethod
         def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-            return None, *final(partial(differentiate, ctx), delta, *ctx.saved_tensors), *ctx.call[4]
+            refuse_graph()
+            return None, *differentiate(ctx, delta, *ctx.saved_tensors), *ctx.call[4]
 
     def with_B(options: Any, transport: Any, weight: Any, bias: Any, B: Any, *inputs: Any) -> Any:
         return forward(weight, bias, inputs, options)

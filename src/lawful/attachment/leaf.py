@@ -16,6 +16,9 @@ from torch import nn
 from lawful.attachment.kernel import Operand, Transport
 from lawful.rules.base import Rule
 
+SMALL = 2**16
+"""Elements of a weight up to which the memory of its B does not show, while the cost of Python does."""
+
 
 def buffer_name(weight: str, key: str) -> str:
     """Where a leaf keeps the entry ``key`` of the rule state of its parameter ``weight``."""
@@ -31,13 +34,19 @@ class Feedback(NamedTuple):
     make: Callable[..., torch.Tensor]
     """B = make(W, *state)."""
     transport: Transport | None
+    is_light: bool
+    """Whether a plain B costs no memory to speak of: it is stored, or the weight is small."""
 
     @classmethod
-    def of(cls, rule: Rule, weight: str, keys: tuple[str, ...]) -> Feedback:
-        """Of a rule, for the parameter ``weight`` with the state ``keys``."""
+    def of(cls, rule: Rule, name: str, weight: torch.Tensor, state: Mapping[str, torch.Tensor]) -> Feedback:
+        """Of a rule, for the parameter ``name``, a ``weight`` with the rule's ``state``."""
         transport = None if type(rule).transport is Rule.transport else rule.transport
-        buffers = {key: buffer_name(weight, key) for key in keys}
-        return cls(rule, buffers, partial(_feedback, rule, keys), transport)
+        buffers = {key: buffer_name(name, key) for key in state}
+        is_light = weight.numel() <= SMALL
+        if not is_light:
+            B = rule.feedback(weight.detach(), state)
+            is_light = any(B is tensor for tensor in state.values())
+        return cls(rule, buffers, partial(_feedback, rule, tuple(state)), transport, is_light and transport is None)
 
 
 def _feedback(rule: Rule, keys: tuple[str, ...], weight: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:
@@ -69,7 +78,7 @@ class FeedbackLeaf(nn.Module):
 
     def operand(self, name: str) -> Operand:
         """The weight ``name`` and what its B is made of, as they are now."""
-        _, buffers, make, transport = self.lawful_feedback[name]
+        _, buffers, make, transport, _ = self.lawful_feedback[name]
         entries = self._buffers
         sources: Any = tuple([entries[buffer] for buffer in buffers.values()])
         return Operand(getattr(self, name), sources, make, transport)  # one read: a parametrization computes it anew

@@ -10,6 +10,7 @@ from torch import nn
 
 from lawful.attachment import kernels
 from lawful.attachment.leaf import FeedbackLeaf
+from lawful.attachment.saved_weight import is_swappable, swap_saved_weight
 
 
 class LinearLeaf(FeedbackLeaf):
@@ -19,7 +20,17 @@ class LinearLeaf(FeedbackLeaf):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name
         """``F.linear``, bitwise."""
-        return kernels.linear(input, self.operand("weight"), self.bias)
+        own = self._parameters  # without what a parametrization computes; and faster to ask than the module
+        weight = own.get("weight")
+        rule, names, _, _, is_light = self.lawful_feedback["weight"]
+        if weight is None or "bias" not in own or not is_light or not is_swappable(input, weight):
+            return kernels.linear(input, self.operand("weight"), self.bias)
+        out = F.linear(input, weight, own["bias"])
+        graph = out.grad_fn
+        if graph is not None and input.requires_grad:
+            buffers: Any = self._buffers
+            swap_saved_weight(graph, rule, weight, {key: buffers[name] for key, name in names.items()})
+        return out
 
 
 class TransposedLinearLeaf(FeedbackLeaf):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lawful.attachment.leaf import Feedback, FeedbackLeaf, buffer_name, feedback_class
+from lawful.attachment.reparametrised import read_weight
 from lawful.errors import AttachmentError
 from lawful.rules.base import Rule
 
@@ -16,9 +17,10 @@ def swap(
     module: nn.Module, leaf: type[FeedbackLeaf], rules: dict[str, Rule], states: dict[str, dict[str, torch.Tensor]]
 ) -> None:
     """Turn ``module``, in place, into its feedback class."""
+    feedback = {w: Feedback.of(rules[w], w, read_weight(module, w), state) for w, state in states.items()}
     module.__class__ = feedback_class(leaf, type(module))
     swapped: Any = module
-    swapped.lawful_feedback = {w: Feedback.of(rules[w], w, tuple(state)) for w, state in states.items()}
+    swapped.lawful_feedback = feedback
     for weight, state in states.items():
         for key, tensor in state.items():
             module.register_buffer(buffer_name(weight, key), tensor, persistent=False)
