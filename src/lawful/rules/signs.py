@@ -13,8 +13,7 @@ def signed(size: Array, weight: Array) -> Array:
     The product is taken in place: a second temporary as large as W costs several times the arithmetic. vmap cannot
     do that where it maps over ``size`` alone, so under torch.func the product is a tensor of its own.
     """
-    signs = namespace(weight).sign(weight)
-    if isinstance(signs, torch.Tensor) and torch._C._are_functorch_transforms_active():
-        return signs * size
-    signs *= size
-    return signs
+    if not isinstance(weight, torch.Tensor):
+        return namespace(weight).sign(weight) * size
+    signs = torch.sign(weight)
+    return signs * size if torch._C._are_functorch_transforms_active() else signs.mul_(size)

@@ -45,8 +45,7 @@ class UniformSignSymmetry(Rule):
 
     def feedback(self, weight: Array, state: State) -> Array:
         """The sign of W times s; sign(0) = 0."""
-        xp = namespace(weight)
-        scale = xp.abs(weight).mean() if self.adaptive else state["scale"]
+        scale = namespace(weight).abs(weight).mean() if self.adaptive else state["scale"]
         return signed(scale, weight)
 
     def potential(self, weight: Array, state: State) -> Array | None:
