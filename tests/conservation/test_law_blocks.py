@@ -7,13 +7,11 @@ import torch
 from torch import nn
 
 import lawful
-from lawful.affine.slices import Slices
 from lawful.conservation import blocks
 from lawful.conservation.base import Law
 from lawful.conservation.combination import Combination, moves
 from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import Together
-from lawful.conservation.potential import SQUARE, Potential
 
 
 class ByRow(lawful.FeedbackAlignment):
@@ -105,15 +103,22 @@ def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(ru
     assert bool((error <= 1e-5 * law.magnitude(wide, exact)).all())
 
 
-@pytest.mark.parametrize(
-    ("shape", "keep", "window"), [((6, 4), (0,), None), ((2, 4), (0,), (2, 4)), ((6,), (0,), None)]
-)
-def test_norms_alone_give_what_blocks_give(shape, keep, window):
-    step = -0.3 * Combination(torch.randn(6, *shape[1:], generator=torch.Generator().manual_seed(0)).double())
-    readers = [
-        (Slices("w", shape, keep, window=window), psi) for psi in (SQUARE, Potential(lawful.FeedbackAlignment()))
-    ]
-    found, blockwise = blocks.norms(readers, step), blocks.expand(readers, step, step, [])
-    assert found is not None and found[1] == blockwise[1] == [None]
-    torch.testing.assert_close(found[0][0], blockwise[0][0], rtol=1e-13, atol=0)
-    assert blocks.norms([(Slices("w", (6, 4), (1,)), SQUARE)], step) is None, "columns are read in blocks"
+@pytest.mark.parametrize("rule", ["fa", "bp", "usf", "kp"])
+def test_the_drift_alone_is_that_of_the_expansion(rule):
+    """Norms laid end to end against blocks: packed rows, biases, frozen weights, unequal rates, several tensors."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    if rule != "bp":
+        lawful.attach(model, RULES[rule])
+    laws = laws_of(model).of_kind("neuron", "bias")
+    together = Together(laws)
+    theta = {n: p.detach() for n, p in model.named_parameters()}
+    x = {n: Combination(torch.randn_like(p)) for n, p in theta.items()}
+    equal = {n: -0.3 * v for n, v in x.items()}
+    unequal = {n: -0.1 * (k + 1) * v for k, (n, v) in enumerate(x.items())}
+    sums = {n: v + 0.5 * Combination(torch.randn_like(theta[n])) for n, v in x.items()}
+    frozen = {n: v for n, v in equal.items() if n != "2.weight"}
+    for step in (equal, unequal, sums, frozen, equal, {}):
+        expanded = torch.cat([rows[0] for rows in together.expand(moves(theta), step, [])])
+        torch.testing.assert_close(together.drift(moves(theta), step), expanded, rtol=1e-12, atol=1e-14)
+    assert float(expanded.abs().max()) == 0

@@ -94,10 +94,13 @@ class Slices:
 
     def square_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
         """What the squares of a block add to each line that it reaches."""
-        if not self.is_contiguous:
-            return self.sum_block(block * block, rows)
+        return self.norm_block(block, rows).square() if self.is_contiguous else self.sum_block(block * block, rows)
+
+    def norm_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
+        """What its square is, for lines that are contiguous: their norms, or the element where a line is one."""
         block = self._folded(block, rows)
-        return (torch.linalg.vector_norm(block, dim=self._rest) if self._rest else block).square().reshape(-1)
+        norms = torch.linalg.vector_norm(block, dim=self._rest) if self._rest else block
+        return norms if norms.dim() == 1 else norms.reshape(-1)
 
     @cached_property
     def is_contiguous(self) -> bool:
@@ -133,7 +136,8 @@ class Rows:
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """These rows of a tensor of the parameter's shape; half precision becomes float32."""
-        block = tensor[self.start : self.stop] if tensor.dim() else tensor
+        whole = not tensor.dim() or (self.start == 0 and self.stop >= tensor.shape[0])
+        block = tensor if whole else tensor[self.start : self.stop]
         return block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
 
 

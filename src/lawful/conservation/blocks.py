@@ -85,30 +85,6 @@ def expand(
     return [found[i] for i in range(len(readers))]
 
 
-def norms(readers: Sequence[Reader], step: Combination | None) -> list[list[torch.Tensor | None]] | None:
-    """:func:`expand` without directions where W need not be looked at; None where it must.
-
-    That is where every D_Ψ is zero, or a multiple of the squared norms of lines that can be read in one go.
-    """
-    if step and not all(_is_norm(reader, step) or reader[1].curvature == 0 for reader in readers):
-        return None
-    return [[_norm(reader, step) if step and reader[1].curvature else None] for reader in readers]
-
-
-def _is_norm(reader: Reader, step: Combination) -> bool:
-    slices, psi = reader
-    return psi.curvature is not None and step.is_one and slices.is_contiguous
-
-
-def _norm(reader: Reader, step: Combination) -> torch.Tensor:
-    slices, psi = reader
-    assert psi.curvature is not None
-    x, rows = step.first, row_count(slices, step.first.shape)
-    start = slices.window[0] if slices.window else 0
-    squares = slices.square_block(Rows(start, start + rows)(x), rows).double()
-    return psi.curvature * step.factor * step.factor / 2 * squares
-
-
 class _Sums:
     """The line sums of all readers of a parameter under one Ψ, as blocks come.
 

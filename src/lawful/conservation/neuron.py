@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
-from lawful.conservation.blocks import expand, line_sums, norms
-from lawful.conservation.combination import Moves, moves
+from lawful.conservation.blocks import Reader, expand, line_sums
+from lawful.conservation.combination import Combination, Moves, moves
+from lawful.conservation.line_norms import LineNorms, Place
 from lawful.conservation.potential import SQUARE, Cut, Potential
 
 
@@ -42,6 +45,10 @@ class Term:
             place = self.channel.to(lines.device) % (self.size + 1)
             channels = lines.new_zeros(*lines.shape[:-1], self.size + 1).index_add(-1, place, lines)[..., : self.size]
         return channels if self.coefficient == 1 else self.coefficient * channels
+
+    def numbers(self, first: int) -> torch.Tensor:
+        """Which number each line adds to, (lines,), where the channels' numbers start at ``first``; −1 for none."""
+        return torch.where(self.channel >= 0, self.channel + first, -1)
 
     def value(self, theta: Tensors) -> torch.Tensor:
         """Coefficient · Ψ_j(W)."""
@@ -137,6 +144,26 @@ class NeuronLaw(Law):
         return _total([term.magnitude(theta, v) for term in self.terms])
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """All terms that read one window of a parameter, each with the number of its law."""
+
+    parameter: str
+    terms: Sequence[tuple[int, Term]]
+
+    @cached_property
+    def readers(self) -> list[Reader]:
+        """What `expand` takes."""
+        return [(term.slices, term.potential) for _, term in self.terms]
+
+    @cached_property
+    def is_normed(self) -> bool:
+        """Whether every drift is zero, or a multiple of the squared norms of lines that can be read in one go."""
+        return all(
+            psi.curvature == 0 or (psi.curvature is not None and slices.is_contiguous) for slices, psi in self.readers
+        )
+
+
 class Together:
     """Several laws at once, with one pass over each parameter for all neuron laws that read it.
 
@@ -150,21 +177,50 @@ class Together:
         for i, law in enumerate(self._laws):
             for term in law.terms if isinstance(law, NeuronLaw) else ():
                 terms.setdefault((term.slices.parameter, term.slices.window), []).append((i, term))
-        self._passes = [
-            (name, own, [(term.slices, term.potential) for _, term in own]) for (name, _), own in terms.items()
+        # what the optimiser moved last is still in the cache
+        self._passes = [_Pass(name, own) for (name, _), own in reversed(terms.items())]
+        sizes = [len(law.names) for law in self._laws]
+        self._own = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+        self._count = sum(sizes)
+        self._norms = LineNorms([self._places(one) for one in self._passes])
+
+    def _places(self, one: _Pass) -> list[Place]:
+        """Where the norms of its lines go, if norms are all that the drift asks of it."""
+        return [
+            Place(term.slices, term.numbers(self._own[i].start), term.coefficient * term.potential.curvature / 2)
+            for i, term in one.terms
+            if one.is_normed and term.potential.curvature
         ]
+
+    def drift(self, theta: Moves, delta: Moves) -> torch.Tensor:
+        """:meth:`Law.drift` of every law, one after the other, (numbers,) float64."""
+        device = next((theta[name].first.device for law in self._laws for name in law.parameters), None)
+        total = torch.zeros(self._count + 1, dtype=torch.float64, device=device)
+        moved: list[tuple[int, Combination]] = []
+        for k, one in enumerate(self._passes):
+            step = delta.get(one.parameter)
+            if step and one.is_normed and step.is_one:
+                moved.append((k, step))
+            elif step:
+                found = expand(one.readers, theta[one.parameter], step, [])
+                for (i, term), (lines,) in zip(one.terms, found, strict=True):
+                    if lines is not None:
+                        total[self._own[i]] += term.by_channel(lines)
+        self._norms.add_to(total, moved)
+        for own, law in zip(self._own, self._laws, strict=True):
+            if not isinstance(law, NeuronLaw):
+                total[own] = law.expand(theta, delta, [])[0]
+        return total[:-1]
 
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
         """:meth:`Law.expand` of every law."""
         sums: list[list[torch.Tensor | None]] = [[None] * (1 + len(along)) for _ in self._laws]
-        for name, terms, readers in reversed(self._passes):  # what the optimiser moved last is still in the cache
+        for one in self._passes:
+            name = one.parameter
             moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
             places = [0, *(row for row, _ in moved)]
-            step = delta.get(name)
-            found = None if moved else norms(readers, step)
-            if found is None:
-                found = expand(readers, theta[name], step, [v for _, v in moved])
-            for (i, term), lines in zip(terms, found, strict=True):
+            found = expand(one.readers, theta[name], delta.get(name), [v for _, v in moved])
+            for (i, term), lines in zip(one.terms, found, strict=True):
                 for row, amount in zip(places, lines, strict=True):
                     if amount is not None:
                         so_far, channels = sums[i][row], term.by_channel(amount)

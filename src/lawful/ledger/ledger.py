@@ -115,6 +115,7 @@ class Ledger:
         self._tracked = {name: everything[name] for name in everything if name in names}
         self._check()
         self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
+        self._smooth = all(psi.curvature is not None for psi in self._potentials)
         self._together = Together(laws)
         self._handles: list[Any] = []
         self._copy: dict[str, torch.Tensor] = {}
@@ -288,8 +289,7 @@ class Ledger:
         self._look()
         self._stepping = True
         # the copy is spared where the step can be told afterwards, and ∇q at the weights before it to rounding
-        smooth = all(psi.curvature is not None for psi in self._potentials)
-        self._retraced = smooth and is_retraceable(self.optimizer)
+        self._retraced = self._smooth and is_retraceable(self.optimizer)
         if not self._retraced:
             self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._tracked).items()}
 
@@ -319,9 +319,11 @@ class Ledger:
         return now | before, {name: now[name].minus(w) for name, w in before.items()}
 
     def _account(self, theta: Moves, delta: Moves) -> None:
-        splits = self.steps % self.split_every == 0
-        self._unsplit = self._unsplit or not splits
-        split = split_step(self.optimizer, self._tracked, theta) if splits else Split()
+        if self.steps % self.split_every:
+            self._unsplit = True
+            self._book(FINITE, self._together.drift(theta, delta))
+            return
+        split = split_step(self.optimizer, self._tracked, theta)
         along = [*split.parts.values(), *([delta] if split.rest else [])]
         found, at = {}, 0
         for law, rows in zip(self.laws, self._together.expand(theta, delta, along), strict=True):
@@ -329,7 +331,10 @@ class Ledger:
             for cause, amount in _booked(law, theta, rows, split).items():
                 found.setdefault(cause, torch.zeros_like(self.start))[own] = amount
         for cause, amount in found.items():
-            self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
+            self._book(cause, amount)
+
+    def _book(self, cause: str, amount: torch.Tensor) -> None:
+        self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
 
     def _look(self) -> None:
         versions = self._version()
@@ -342,8 +347,7 @@ class Ledger:
             return
         self._look()
         if self._unsplit or self._edited:
-            cause, amount = SKIPPED if self._unsplit else BETWEEN, self._open()
-            self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
+            self._book(SKIPPED if self._unsplit else BETWEEN, self._open())
         self._unsplit = self._edited = False
 
     def _open(self) -> torch.Tensor:
