@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -21,6 +20,7 @@ class Combination:
         self.factor = 1.0
         self.cancels = False
         self._terms: tuple[tuple[float, torch.Tensor], ...] = () if x is None else ((1.0, x),)
+        self._key: tuple[tuple[float, int], ...] | None = None
 
     def __rmul__(self, factor: float) -> Combination:
         """Times a number; nothing is left of it at 0."""
@@ -76,10 +76,12 @@ class Combination:
         """Whether it is a multiple of one tensor."""
         return len(self._terms) == 1
 
-    @cached_property
+    @property
     def key(self) -> tuple[tuple[float, int], ...]:
         """Equal for combinations that differ in their factors only."""
-        return tuple((c, id(x)) for c, x in self._terms)
+        if self._key is None:  # a cached_property takes a lock, which costs more than the key
+            self._key = tuple([(c, id(x)) for c, x in self._terms])
+        return self._key
 
     def body(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """A piece of Σ c·x, without the factor: for a single tensor nothing is computed."""
