@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, parametrize
 
 import lawful
@@ -171,3 +172,36 @@ def test_a_large_B_is_swapped_in_only_where_nothing_has_to_be_made(swaps):
         swaps.clear()
         model(torch.ones(1, 300, requires_grad=True)).sum().backward()
         assert len(swaps) == swapped
+
+
+def test_a_B_changed_before_its_backward_pass_is_named():
+    model = nn.Sequential(nn.Linear(3, 3))
+    attachment = lawful.attach(model, lawful.FeedbackAlignment())
+    out = model(torch.ones(2, 3, requires_grad=True)).sum()
+    attachment.feedback["0.weight"].mul_(2)
+    with pytest.raises(ChangedInPlaceError, match="feedback"):
+        out.backward()
+
+
+def test_forward_over_reverse_is_refused_and_gives_no_wrong_second_derivative():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    lawful.attach(model, lawful.FeedbackAlignment())
+    parameters = dict(model.named_parameters())
+    with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
+        duals = {k: forward_ad.make_dual(p, torch.ones_like(p)) for k, p in parameters.items()}
+        out = torch.func.functional_call(model, duals, (torch.ones(2, 3),)).square().sum()
+        torch.autograd.grad(out, parameters["0.weight"])
+
+
+def test_an_input_that_escaped_a_transform_still_sends_its_error_through_B():
+    model = nn.Sequential(nn.Linear(3, 3))
+    attachment = lawful.attach(model, lawful.FeedbackAlignment())
+    x, kept = torch.ones(2, 3, requires_grad=True), []
+
+    def product(w):
+        kept.append(x * 2)
+        return (x * w).sum()
+
+    torch.func.grad(product)(torch.ones(3))
+    model(kept[0]).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * torch.ones(2, 3) @ attachment.feedback["0.weight"])

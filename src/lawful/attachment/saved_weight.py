@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from lawful.attachment.guard import refuse_graph
 from lawful.errors import ChangedInPlaceError
@@ -30,8 +32,9 @@ _saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tens
 def is_swappable(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether ``F.linear(x, W, b)`` makes the one graph that is known here.
 
-    Not under a compiler, functorch or autocast, for tensor subclasses or more than one batch dimension, on devices with
-    a linear map of their own, nor where somebody else (activation checkpointing, offloading) holds the saved tensors.
+    Not under a compiler, functorch (nor for what escaped from it), autocast or forward-mode differentiation, whose
+    tangent of W would cling to B; for tensor subclasses or more than one batch dimension; on devices with a linear map
+    of their own; nor where somebody else (activation checkpointing, offloading) holds the saved tensors.
     """
     return (
         type(x) is _Tensor
@@ -40,6 +43,8 @@ def is_swappable(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) in _PLAIN
         and not _is_compiling()
         and not _is_transformed()
+        and not is_functorch_wrapped_tensor(x)
+        and forward_ad._current_level < 0
         and not _is_autocast()
         and _saved_tensors_hooks(True) is None
     )
@@ -56,16 +61,16 @@ def swap_saved_weight(graph: Any, rule: Rule, weight: torch.Tensor, state: dict[
 
     Raises, in the backward pass:
         DoubleBackwardError: with ``create_graph=True``.
-        ChangedInPlaceError: W was changed after the forward pass.
+        ChangedInPlaceError: W or the state was changed after the forward pass.
     """
-    version = weight._version
+    version, versions = weight._version, [tensor._version for tensor in state.values()]
 
     def unpack(_: None) -> torch.Tensor:
         refuse_graph()  # autograd would take it for the graph of W
-        if weight._version != version:
+        if weight._version != version or [tensor._version for tensor in state.values()] != versions:
             raise ChangedInPlaceError(
-                f"a weight of shape {tuple(weight.shape)} was modified by an inplace operation between the forward "
-                "pass and the backward pass that needs it; do the backward pass first"
+                f"a weight of shape {tuple(weight.shape)}, or its feedback, was modified by an inplace operation "
+                "between the forward pass and the backward pass that needs it; do the backward pass first"
             )
         return rule.feedback(weight, state).t()
 

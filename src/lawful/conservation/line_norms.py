@@ -42,15 +42,15 @@ class LineNorms:
             total: the sums so far.
             moved: which parameters move, and by how much: multiples of one tensor.
         """
-        norms = [
-            _scaled(_norms(place.slices, step.first), step, moved[0][1])
-            for k, step in moved
-            for place in self._places[k]
-        ]
-        if norms:
+        places = [(place, step) for k, step in moved for place in self._places[k]]
+        if places:
             index, weights = self._plan(tuple(k for k, _ in moved), total)
-            squares = torch.cat(norms).double().square_().mul_(weights)
-            total.index_add_(0, index, squares, alpha=moved[0][1].factor ** 2)
+            norms = torch.cat([_norms(place.slices, step.first) for place, step in places])
+            squares = norms.double().square_().mul_(weights)
+            factors = {step.factor for _, step in places}
+            if len(factors) > 1:  # learning rates differ
+                squares *= torch.cat([squares.new_full(place.index.shape, step.factor**2) for place, step in places])
+            total.index_add_(0, index, squares, alpha=factors.pop() ** 2 if len(factors) == 1 else 1)
 
     def _plan(self, moving: tuple[int, ...], total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         key = moving, total.device
@@ -67,8 +67,3 @@ def _norms(slices: Slices, x: torch.Tensor) -> torch.Tensor:
     rows = row_count(slices, x.shape)
     start = slices.window[0] if slices.window else 0
     return slices.norm_block(Rows(start, start + rows)(x), rows)
-
-
-def _scaled(norms: torch.Tensor, step: Combination, first: Combination) -> torch.Tensor:
-    """In units of the first parameter's factor: all have one, unless their learning rates differ."""
-    return norms if step.factor == first.factor else norms * (step.factor / first.factor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise, starmap
 
 import torch
 
@@ -179,10 +180,12 @@ class Together:
                 terms.setdefault((term.slices.parameter, term.slices.window), []).append((i, term))
         # what the optimiser moved last is still in the cache
         self._passes = [_Pass(name, own) for (name, _), own in reversed(terms.items())]
-        sizes = [len(law.names) for law in self._laws]
-        self._own = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
-        self._count = sum(sizes)
-        self._norms = LineNorms([self._places(one) for one in self._passes])
+        ends = [0, *accumulate(len(law.names) for law in self._laws)]
+        self._own, self._count = list(starmap(slice, pairwise(ends))), ends[-1]
+
+    @cached_property
+    def _norms(self) -> LineNorms:
+        return LineNorms([self._places(one) for one in self._passes])
 
     def _places(self, one: _Pass) -> list[Place]:
         """Where the norms of its lines go, if norms are all that the drift asks of it."""

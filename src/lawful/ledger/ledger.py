@@ -319,6 +319,8 @@ class Ledger:
         return now | before, {name: now[name].minus(w) for name, w in before.items()}
 
     def _account(self, theta: Moves, delta: Moves) -> None:
+        if not len(self.laws):
+            return
         if self.steps % self.split_every:
             self._unsplit = True
             self._book(FINITE, self._together.drift(theta, delta))
