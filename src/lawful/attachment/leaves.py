@@ -29,7 +29,7 @@ class LinearLeaf(FeedbackLeaf):
         graph = out.grad_fn
         if graph is not None and input.requires_grad:
             buffers: Any = self._buffers
-            swap_saved_weight(graph, rule, weight, {key: buffers[name] for key, name in names.items()})
+            swap_saved_weight(graph, rule, weight, dict(zip(names, map(buffers.__getitem__, names.values()))))  # noqa: B905
         return out
 
 

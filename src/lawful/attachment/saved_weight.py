@@ -8,7 +8,9 @@ the node is done, while a Function lets go of it before ∂W is allocated: so no
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
-from lawful.attachment.guard import refuse_graph
+from lawful.attachment.guard import refuse
 from lawful.errors import ChangedInPlaceError
 from lawful.rules.base import Rule
 
@@ -26,6 +28,8 @@ _Tensor = torch.Tensor
 _is_compiling = torch.compiler.is_compiling
 _is_transformed = torch._C._are_functorch_transforms_active
 _is_autocast = torch._C._is_any_autocast_enabled
+_version = attrgetter("_version")
+_forget: Callable[[torch.Tensor], None] = deque(maxlen=0).append  # a call into C that keeps nothing
 _saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -63,19 +67,17 @@ def swap_saved_weight(graph: Any, rule: Rule, weight: torch.Tensor, state: dict[
         DoubleBackwardError: with ``create_graph=True``.
         ChangedInPlaceError: W or the state was changed after the forward pass.
     """
-    version, versions = weight._version, [tensor._version for tensor in state.values()]
+    tensors = (weight, *state.values())
+    versions = sum(map(_version, tensors))  # each only grows
 
     def unpack(_: None) -> torch.Tensor:
-        refuse_graph()  # autograd would take it for the graph of W
-        if weight._version != version or [tensor._version for tensor in state.values()] != versions:
+        if torch.is_grad_enabled():  # autograd would take B's graph for that of W
+            refuse()
+        if sum(map(_version, tensors)) != versions:
             raise ChangedInPlaceError(
                 f"a weight of shape {tuple(weight.shape)}, or its feedback, was modified by an inplace operation "
                 "between the forward pass and the backward pass that needs it; do the backward pass first"
             )
         return rule.feedback(weight, state).t()
 
-    graph._raw_saved_mat2.register_hooks(_nothing, unpack)
-
-
-def _nothing(_: torch.Tensor) -> None:
-    """Keeps nothing of the saved weight."""
+    graph._raw_saved_mat2.register_hooks(_forget, unpack)
