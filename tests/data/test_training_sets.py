@@ -25,6 +25,8 @@ def test_shapes_scale_and_repetition(name):
     try:
         data = load_data(name)
     except SettingError as absent:
+        if "install" not in str(absent):  # data of an extra, or of a Debian package; anything else is a bug
+            raise
         pytest.skip(str(absent))
     train, test, outputs = SHAPES[name]
     assert (tuple(data.x.shape), tuple(data.x_test.shape), data.outputs) == (train, test, outputs)

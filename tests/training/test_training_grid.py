@@ -53,6 +53,8 @@ def test_every_rule_fits_every_model(task, column, tmp_path):
     try:
         data = _DATA.setdefault(task.settings.data, None) or load_data(task.settings.data)
     except SettingError as absent:
+        if "install" not in str(absent):  # data of an extra, or of a Debian package; anything else is a bug
+            raise
         pytest.skip(str(absent))
     _DATA[task.settings.data] = data
     settings = replace(next(cells([task], [column], [1e-3], [0])).settings, examples=16, epochs=1)

@@ -35,7 +35,7 @@ class Feedback(NamedTuple):
     """B = make(W, *state)."""
     transport: Transport | None
     is_light: bool
-    """Whether a plain B costs no memory to speak of: it is stored, or the weight is small."""
+    """Whether errors travel as δB by a B that costs no memory to speak of: it is stored, or the weight is small."""
 
     @classmethod
     def of(cls, rule: Rule, name: str, weight: torch.Tensor, state: Mapping[str, torch.Tensor]) -> Feedback:
