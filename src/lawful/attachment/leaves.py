@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lawful.attachment import kernels
+from lawful.attachment import kernels, saved_weight
 from lawful.attachment.leaf import FeedbackLeaf
-from lawful.attachment.saved_weight import is_swappable, swap_saved_weight
 
 
 class LinearLeaf(FeedbackLeaf):
@@ -20,17 +19,8 @@ class LinearLeaf(FeedbackLeaf):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name
         """``F.linear``, bitwise."""
-        own = self._parameters  # without what a parametrization computes; and faster to ask than the module
-        weight = own.get("weight")
-        rule, names, _, _, is_light = self.lawful_feedback["weight"]
-        if weight is None or "bias" not in own or not is_light or not is_swappable(input, weight):
-            return kernels.linear(input, self.operand("weight"), self.bias)
-        out = F.linear(input, weight, own["bias"])
-        graph = out.grad_fn
-        if graph is not None and input.requires_grad:
-            buffers: Any = self._buffers
-            swap_saved_weight(graph, rule, weight, dict(zip(names, map(buffers.__getitem__, names.values()))))  # noqa: B905
-        return out
+        out = saved_weight.linear(input, self._parameters, self._buffers, self.lawful_feedback["weight"])
+        return kernels.linear(input, self.operand("weight"), self.bias) if out is None else out
 
 
 class TransposedLinearLeaf(FeedbackLeaf):

@@ -9,75 +9,99 @@ the node is done, while a Function lets go of it before ∂W is allocated: so no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from operator import attrgetter
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from lawful.attachment.guard import refuse
+from lawful.attachment.leaf import Feedback
 from lawful.errors import ChangedInPlaceError
 from lawful.rules.base import Rule
 
 # On small layers, to look these names up anew would be a good part of the cost.
 _PLAIN = (torch.Tensor, nn.Parameter)
 _Tensor = torch.Tensor
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling  # every other tracer has a tensor subclass for x
 _is_transformed = torch._C._are_functorch_transforms_active
 _is_autocast = torch._C._is_any_autocast_enabled
-_version = attrgetter("_version")
 _forget: Callable[[torch.Tensor], None] = deque(maxlen=0).append  # a call into C that keeps nothing
 _saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def is_swappable(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``F.linear(x, W, b)`` makes the one graph that is known here.
+def linear(
+    x: torch.Tensor,
+    parameters: Mapping[str, Any],
+    buffers: Mapping[str, Any],
+    feedback: Feedback,
+) -> torch.Tensor | None:
+    """``F.linear(x, W, b)`` whose graph holds Bᵀ, B = rule.feedback(W, state), where it would keep Wᵀ.
 
-    Not under a compiler, functorch (nor for what escaped from it), autocast or forward-mode differentiation, whose
-    tangent of W would cling to B; for tensor subclasses or more than one batch dimension; on devices with a linear map
-    of their own; nor where somebody else (activation checkpointing, offloading) holds the saved tensors.
-    """
-    return (
-        type(x) is _Tensor
-        and x.dim() == 2
-        and (x.is_cpu or x.is_cuda)
-        and type(weight) in _PLAIN
-        and not _is_compiling()
-        and not _is_transformed()
-        and not is_functorch_wrapped_tensor(x)
-        and forward_ad._current_level < 0
-        and not _is_autocast()
-        and _saved_tensors_hooks(True) is None
-    )
-
-
-def swap_saved_weight(graph: Any, rule: Rule, weight: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
-    """Put Bᵀ, B = rule.feedback(W, state), where the graph of ``F.linear(x, W, b)`` keeps Wᵀ.
+    None where the graph is not the one that is known here: under a compiler, functorch (and for what escaped from it),
+    autocast or forward-mode differentiation, whose tangent of W would cling to B; for tensor subclasses, computed
+    weights, or more than one batch dimension; on devices with a linear map of their own; where somebody else
+    (activation checkpointing, offloading) holds the saved tensors; and where B would cost memory.
 
     Args:
-        graph: ``grad_fn`` of the result; x has to require grad.
-        rule: with the plain transport.
-        weight: W.
-        state: the rule's state at the forward pass.
+        x: (batch, in).
+        parameters: a layer's own, "weight" and "bias".
+        buffers: the layer's, with the rule's state.
+        feedback: of the weight.
 
     Raises, in the backward pass:
         DoubleBackwardError: with ``create_graph=True``.
         ChangedInPlaceError: W or the state was changed after the forward pass.
     """
-    tensors = (weight, *state.values())
-    versions = sum(map(_version, tensors))  # each only grows
+    weight: Any = parameters.get("weight")
+    if (
+        not feedback.is_light
+        or type(x) is not _Tensor
+        or type(weight) not in _PLAIN
+        or "bias" not in parameters
+        or x.dim() != 2
+        or not (x.is_cpu or x.is_cuda)
+        or _is_compiling()
+        or _is_transformed()
+        or is_functorch_wrapped_tensor(x)
+        or forward_ad._current_level >= 0
+        or _is_autocast()
+        or _saved_tensors_hooks(True) is not None
+    ):
+        return None
+    out = F.linear(x, weight, parameters["bias"])
+    graph: Any = out.grad_fn
+    if graph is not None and x.requires_grad:
+        state = {}
+        version = weight._version
+        for key, name in feedback.buffers.items():
+            entry = state[key] = buffers[name]
+            version += entry._version
+        graph._raw_saved_mat2.register_hooks(_forget, partial(_unpack, feedback.rule, weight, state, version))
+    return out
 
-    def unpack(_: None) -> torch.Tensor:
-        if torch.is_grad_enabled():  # autograd would take B's graph for that of W
-            refuse()
-        if sum(map(_version, tensors)) != versions:
-            raise ChangedInPlaceError(
-                f"a weight of shape {tuple(weight.shape)}, or its feedback, was modified by an inplace operation "
-                "between the forward pass and the backward pass that needs it; do the backward pass first"
-            )
-        return rule.feedback(weight, state).t()
 
-    graph._raw_saved_mat2.register_hooks(_forget, unpack)
+def _unpack(rule: Rule, weight: torch.Tensor, state: dict[str, torch.Tensor], version: int, _: None) -> torch.Tensor:
+    """Bᵀ, for the backward pass.
+
+    Args:
+        rule: with the plain transport.
+        weight: W.
+        state: the rule's state at the forward pass.
+        version: of W and the state, summed, at the forward pass; each only grows.
+    """
+    if torch.is_grad_enabled():  # autograd would take B's graph for that of W
+        refuse()
+    now = weight._version
+    for entry in state.values():
+        now += entry._version
+    if now != version:
+        raise ChangedInPlaceError(
+            f"a weight of shape {tuple(weight.shape)}, or its feedback, was modified by an inplace operation "
+            "between the forward pass and the backward pass that needs it; do the backward pass first"
+        )
+    return rule.feedback(weight, state).t()
