@@ -104,8 +104,8 @@ def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(ru
 
 
 @pytest.mark.parametrize("rule", ["fa", "bp", "usf", "kp"])
-def test_the_drift_alone_is_that_of_the_expansion(rule):
-    """Norms laid end to end against blocks: packed rows, biases, frozen weights, unequal rates, several tensors."""
+def test_the_drift_that_is_followed_is_that_of_the_expansion(rule):
+    """Norms that add up against blocks: packed rows, biases, frozen weights, unequal rates, several tensors."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     if rule != "bp":
@@ -118,7 +118,12 @@ def test_the_drift_alone_is_that_of_the_expansion(rule):
     unequal = {n: -0.1 * (k + 1) * v for k, (n, v) in enumerate(x.items())}
     sums = {n: v + 0.5 * Combination(torch.randn_like(theta[n])) for n, v in x.items()}
     frozen = {n: v for n, v in equal.items() if n != "2.weight"}
-    for step in (equal, unequal, sums, frozen, equal, {}):
-        expanded = torch.cat([rows[0] for rows in together.expand(moves(theta), step, [])])
-        torch.testing.assert_close(together.drift(moves(theta), step), expanded, rtol=1e-12, atol=1e-14)
-    assert float(expanded.abs().max()) == 0
+    steps = (equal, unequal, sums, frozen, {})
+    expanded = [torch.cat([rows[0] for rows in together.expand(moves(theta), step, [])]) for step in steps]
+    for step, expected in zip(steps, expanded, strict=True):
+        together.follow(moves(theta), step)
+        torch.testing.assert_close(together.followed(), expected, rtol=1e-12, atol=1e-14)
+    assert not together.followed().any()
+    for step in steps:
+        together.follow(moves(theta), step)
+    torch.testing.assert_close(together.followed(), sum(expanded), rtol=1e-12, atol=1e-14)

@@ -1,4 +1,4 @@
-"""Feedback forms of the leaves that are one affine map: linear layers and convolutions."""
+"""Feedback forms of the leaves that are one affine map: convolutions, and Hugging Face's linear layers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lawful.attachment import kernels, saved_weight
+from lawful.attachment import kernels
 from lawful.attachment.leaf import FeedbackLeaf
-
-
-class LinearLeaf(FeedbackLeaf):
-    """``nn.Linear``: δ_{i-1} = δ_i B."""
-
-    bias: nn.Parameter | None
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name
-        """``F.linear``, bitwise."""
-        out = saved_weight.linear(input, self._parameters, self._buffers, self.lawful_feedback["weight"])
-        return kernels.linear(input, self.operand("weight"), self.bias) if out is None else out
 
 
 class TransposedLinearLeaf(FeedbackLeaf):

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from lawful.attachment.attention import AttentionLeaf
 from lawful.attachment.leaf import FeedbackLeaf
-from lawful.attachment.leaves import ConvLeaf, LinearLeaf, TransposedConvLeaf, TransposedLinearLeaf
+from lawful.attachment.leaves import ConvLeaf, TransposedConvLeaf, TransposedLinearLeaf
+from lawful.attachment.linear_leaf import LinearLeaf
 from lawful.attachment.operands import OperandLeaf
 from lawful.attachment.recurrent import CellLeaf, RecurrentLeaf
 from lawful.errors import SettingError

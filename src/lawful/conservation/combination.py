@@ -117,12 +117,13 @@ Moves: TypeAlias = Mapping[str, Combination]
 class Before(Mapping[str, Combination]):
     """The weights before a step, W − Δ, taken apart where they are asked for."""
 
-    def __init__(self, now: Moves, step: Moves) -> None:
+    def __init__(self, now: Tensors, step: Moves) -> None:
         self._now, self._step = now, step
 
     def __getitem__(self, name: str) -> Combination:
         """W − Δ of one parameter."""
-        return self._now[name] - self._step[name] if name in self._step else self._now[name]
+        now = Combination(self._now[name])
+        return now - self._step[name] if name in self._step else now
 
     def __iter__(self) -> Iterator[str]:
         """Over the names of all parameters."""

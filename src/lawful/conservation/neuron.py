@@ -12,8 +12,8 @@ import torch
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
 from lawful.conservation.blocks import Reader, expand, line_sums
-from lawful.conservation.combination import Combination, Moves, moves
-from lawful.conservation.line_norms import LineNorms, Place
+from lawful.conservation.combination import Moves, moves
+from lawful.conservation.line_norms import LineNorms
 from lawful.conservation.potential import SQUARE, Cut, Potential
 
 
@@ -182,37 +182,49 @@ class Together:
         self._passes = [_Pass(name, own) for (name, _), own in reversed(terms.items())]
         ends = [0, *accumulate(len(law.names) for law in self._laws)]
         self._own, self._count = list(starmap(slice, pairwise(ends))), ends[-1]
+        self._others = [i for i, law in enumerate(self._laws) if not isinstance(law, NeuronLaw)]
+        self._drift: dict[int, torch.Tensor] = {}
 
     @cached_property
-    def _norms(self) -> LineNorms:
-        return LineNorms([self._places(one) for one in self._passes])
+    def _norms(self) -> list[list[LineNorms]]:
+        """Per pass what to take the norms of, if norms are all that the drift asks of it."""
+        found: list[list[LineNorms]] = []
+        for one in self._passes:
+            norms: dict[Slices, LineNorms] = {}
+            for i, term in one.terms if one.is_normed else ():
+                if term.potential.curvature:
+                    lines = norms.setdefault(term.slices, LineNorms(term.slices))
+                    lines.use(term.coefficient * term.potential.curvature / 2, term.numbers(self._own[i].start))
+            found.append(list(norms.values()))
+        return found
 
-    def _places(self, one: _Pass) -> list[Place]:
-        """Where the norms of its lines go, if norms are all that the drift asks of it."""
-        return [
-            Place(term.slices, term.numbers(self._own[i].start), term.coefficient * term.potential.curvature / 2)
-            for i, term in one.terms
-            if one.is_normed and term.potential.curvature
-        ]
-
-    def drift(self, theta: Moves, delta: Moves) -> torch.Tensor:
-        """:meth:`Law.drift` of every law, one after the other, (numbers,) float64."""
-        device = next((theta[name].first.device for law in self._laws for name in law.parameters), None)
-        total = torch.zeros(self._count + 1, dtype=torch.float64, device=device)
-        moved: list[tuple[int, Combination]] = []
-        for k, one in enumerate(self._passes):
+    def follow(self, theta: Moves, delta: Moves) -> None:
+        """Take in the drift of one step, cheaply; :meth:`followed` says what came together."""
+        for one, norms in zip(self._passes, self._norms, strict=True):
             step = delta.get(one.parameter)
             if step and one.is_normed and step.is_one:
-                moved.append((k, step))
+                for lines in norms:
+                    lines.add(step)
             elif step:
                 found = expand(one.readers, theta[one.parameter], step, [])
                 for (i, term), (lines,) in zip(one.terms, found, strict=True):
                     if lines is not None:
-                        total[self._own[i]] += term.by_channel(lines)
-        self._norms.add_to(total, moved)
-        for own, law in zip(self._own, self._laws, strict=True):
-            if not isinstance(law, NeuronLaw):
-                total[own] = law.expand(theta, delta, [])[0]
+                        self._add(i, term.by_channel(lines))
+        for i in self._others:
+            self._add(i, self._laws[i].expand(theta, delta, [])[0])
+
+    def _add(self, law: int, drift: torch.Tensor) -> None:
+        self._drift[law] = self._drift[law] + drift if law in self._drift else drift
+
+    def followed(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """:meth:`Law.drift` of all laws, end to end, over the steps since the last call: (numbers,), float64."""
+        total = torch.zeros(self._count + 1, dtype=torch.float64, device=device)
+        for i, drift in self._drift.items():
+            total[self._own[i]] += drift
+        for norms in self._norms:
+            for lines in norms:
+                lines.take_to(total)
+        self._drift.clear()
         return total[:-1]
 
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:

@@ -116,7 +116,6 @@ class Ledger:
         self._check()
         self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
         self._smooth = all(psi.curvature is not None for psi in self._potentials)
-        self._together = Together(laws)
         self._handles: list[Any] = []
         self._copy: dict[str, torch.Tensor] = {}
         self._open_books()
@@ -136,7 +135,8 @@ class Ledger:
         self.steps = 0
         self.history: list[tuple[int, torch.Tensor, dict[str, torch.Tensor]]] = []
         self._parts: dict[str, torch.Tensor] = {}
-        self._unsplit = self._edited = self._stepping = False
+        self._unsplit = self._followed = self._edited = self._stepping = False
+        self._together = Together(self.laws)
         self.start, self._versions = self.values(), self._version()
 
     # -- the numbers -----------------------------------------------------------------------------------------------
@@ -257,7 +257,8 @@ class Ledger:
             )
         self.start, self._parts = saved["start"], dict(saved["parts"])
         self.steps, self.history = saved["steps"], list(saved["history"])
-        self._unsplit = self._edited = False
+        self._unsplit = self._followed = self._edited = False
+        self._together = Together(self.laws)
         self._versions = self._version()
 
     # -- following the optimiser -----------------------------------------------------------------------------------
@@ -305,25 +306,24 @@ class Ledger:
             theta, delta = self._step_taken()
             self._account(theta, delta)
             self.steps += 1
-        self._stepping, self._versions = False, self._version()
+        self._stepping, self._versions = False, (self._weight_version(), self._versions[1])
         if not skipped and self.record_every and self.steps % self.record_every == 0:
             self.history.append((self.steps, self.values(), {cause: p.clone() for cause, p in self.parts.items()}))
 
     def _step_taken(self) -> tuple[Moves, Moves]:
         """The weights before the step, and the step."""
-        now = moves(self._tracked)
         if self._retraced:
             delta = retrace(self.optimizer, self._tracked)
-            return Before(now, delta), delta
-        before = moves(self._copy)
+            return Before(self._tracked, delta), delta
+        now, before = moves(self._tracked), moves(self._copy)
         return now | before, {name: now[name].minus(w) for name, w in before.items()}
 
     def _account(self, theta: Moves, delta: Moves) -> None:
         if not len(self.laws):
             return
         if self.steps % self.split_every:
-            self._unsplit = True
-            self._book(FINITE, self._together.drift(theta, delta))
+            self._unsplit = self._followed = True
+            self._together.follow(theta, delta)
             return
         split = split_step(self.optimizer, self._tracked, theta)
         along = [*split.parts.values(), *([delta] if split.rest else [])]
@@ -345,6 +345,9 @@ class Ledger:
 
     def _settle(self) -> None:
         """Book what moved q unseen: steps that were not split, and edits between the steps."""
+        if self._followed:
+            self._book(FINITE, self._together.followed(self.start.device))
+            self._followed = False
         if self._stepping:
             return
         self._look()
@@ -359,10 +362,14 @@ class Ledger:
             rest = rest - part
         return rest
 
-    def _version(self) -> tuple[int, ...]:
-        """Changes with every edit in place, or assignment to ``.data``, of a parameter, and with edits of feedback."""
-        states = [t._version for psi in self._potentials for t in psi.state().values()]
-        return (*(n for p in self._tracked.values() for n in (p._version, p.data_ptr())), *states)
+    def _version(self) -> tuple[list[int], list[int]]:
+        """Changes with every edit of a weight, and of feedback."""
+        return self._weight_version(), [t._version for psi in self._potentials for t in psi.state().values()]
+
+    def _weight_version(self) -> list[int]:
+        """Changes with every edit in place, or assignment to ``.data``, of a parameter."""
+        tracked = self._tracked.values()
+        return [p._version for p in tracked] + [p.data_ptr() for p in tracked]
 
 
 def _booked(law: Law, theta: Moves, rows: torch.Tensor, split: Split) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lawful
 from cases import MLP
-from lawful.attachment import saved_weight
+from lawful.attachment import linear_leaf
 from lawful.errors import ChangedInPlaceError, DoubleBackwardError
 
 CASE = MLP((3, 6, 5, 2))
@@ -30,13 +30,13 @@ every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def swaps(monkeypatch):
     """How often B was taken for a saved weight."""
     counts = []
-    unpack = saved_weight._unpack
+    unpack = linear_leaf._unpack
 
     def counted(*args):
         counts.append(1)
         return unpack(*args)
 
-    monkeypatch.setattr(saved_weight, "_unpack", counted)
+    monkeypatch.setattr(linear_leaf, "_unpack", counted)
     return counts
 
 
@@ -48,7 +48,7 @@ def gradients(model, x):
 
 
 def no_swap(monkeypatch):
-    monkeypatch.setattr(saved_weight, "linear", lambda *_: None)
+    monkeypatch.setattr(linear_leaf, "_PLAIN", ())
 
 
 @every_rule
