@@ -74,7 +74,8 @@ class FeedbackLeaf(nn.Module):
 
     def rule_state(self, weight: str) -> dict[str, torch.Tensor]:
         """The live state of the rule for the parameter ``weight``."""
-        return {key: getattr(self, buffer) for key, buffer in self.lawful_feedback[weight].buffers.items()}
+        entries: Any = self._buffers
+        return {key: entries[buffer] for key, buffer in self.lawful_feedback[weight].buffers.items()}
 
     def operand(self, name: str) -> Operand:
         """The weight ``name`` and what its B is made of, as they are now."""

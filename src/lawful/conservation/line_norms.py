@@ -1,10 +1,12 @@
 """The drift ½k‖Δ‖² of many laws over many steps, where W need not be looked at.
 
-A ledger's step on small laws is all calls, so a step only adds the squares of its lines' norms, in two calls for every
-way to cut a parameter; they are weighed and sorted into laws when somebody asks.
+A ledger's step on small laws is all calls. So the norms of all lines are laid end to end and their squares added up, in
+two calls a step; they are weighed and sorted into laws when somebody asks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -12,36 +14,64 @@ from lawful.affine.slices import Rows, Slices, row_count
 from lawful.conservation.combination import Combination
 
 
-class LineNorms:
-    """Σ_t ‖Δ_t[line]‖² over steps, for contiguous lines of one parameter that laws read; weight · it goes to numbers.
+class Lines:
+    """Contiguous lines of one parameter, and what Σ ‖line‖² is for.
 
     Args:
         slices: the lines.
     """
 
     def __init__(self, slices: Slices) -> None:
-        self._slices = slices
+        self.slices = slices
         self._uses: list[tuple[float, torch.Tensor]] = []
-        self._rows = 0
-        self._sum: torch.Tensor | None = None
 
     def use(self, weight: float, numbers: torch.Tensor) -> None:
-        """Add weight · Σ ‖line‖² to the number of each line, (lines,); −1 is nowhere."""
+        """Let weight · ‖line‖² go to the number of each line, (lines,); −1 is nowhere."""
         self._uses.append((weight, numbers))
 
-    def add(self, step: Combination) -> None:
-        """One step Δ, a multiple of one tensor."""
-        x = step.first
-        if self._sum is None:
-            self._rows = row_count(self._slices, x.shape)
-            self._sum = torch.zeros(self._slices.count, dtype=torch.float64, device=x.device)
-        start = self._slices.window[0] if self._slices.window else 0
-        norms = self._slices.norm_block(Rows(start, start + self._rows)(x), self._rows).double()
-        self._sum.addcmul_(norms, norms, value=step.factor * step.factor)
+    def norms(self, x: torch.Tensor) -> torch.Tensor:
+        """‖x[line]‖ (up to the sign, where a line is one element), (lines,)."""
+        rows = row_count(self.slices, x.shape)
+        start = self.slices.window[0] if self.slices.window else 0
+        return self.slices.norm_block(Rows(start, start + rows)(x), rows)
+
+    def add_to(self, total: torch.Tensor, squares: torch.Tensor) -> None:
+        """Add what Σ ‖line‖² gives to ``total``, (numbers + 1,), whose last element takes what goes nowhere."""
+        for weight, numbers in self._uses:
+            total.index_add_(0, numbers.to(total.device) % len(total), squares, alpha=weight)
+
+
+class LineNorms:
+    """Σ_t ‖Δ_t[line]‖² over steps Δ_t, of all lines of the parameters that move.
+
+    Args:
+        lines: by parameter.
+    """
+
+    def __init__(self, lines: Sequence[Sequence[Lines]]) -> None:
+        self._lines = lines
+        self._sums: dict[tuple[int, ...], torch.Tensor] = {}
+        """Which parameters moved -> the sums, float64."""
+
+    def add(self, moved: Sequence[tuple[int, Combination]]) -> None:
+        """One step: which parameters move, and by how much, multiples of one tensor each."""
+        steps = [(lines, step) for k, step in moved for lines in self._lines[k]]
+        if not steps:
+            return
+        factor = steps[0][1].factor
+        every = [lines.norms(step.first) for lines, step in steps]
+        if any([step.factor != factor for _, step in steps]):  # learning rates differ
+            every = [step.factor / factor * norms.double() for norms, (_, step) in zip(every, steps, strict=True)]
+        norms = torch.cat(every).double()
+        key = tuple([k for k, _ in moved])
+        if key not in self._sums:
+            self._sums[key] = torch.zeros_like(norms)
+        self._sums[key].addcmul_(norms, norms, value=factor * factor)
 
     def take_to(self, total: torch.Tensor) -> None:
-        """Add what came since the last call to ``total``, (numbers + 1,); its last element takes what goes nowhere."""
-        if self._sum is not None:
-            for weight, numbers in self._uses:
-                total.index_add_(0, numbers.to(total.device) % len(total), self._sum, alpha=weight)
-            self._sum.zero_()
+        """Add what the laws make of it to ``total``, (numbers + 1,), and begin anew."""
+        for key, sums in self._sums.items():
+            every = [lines for k in key for lines in self._lines[k]]
+            for lines, squares in zip(every, sums.split([lines.slices.count for lines in every]), strict=True):
+                lines.add_to(total, squares)
+        self._sums.clear()

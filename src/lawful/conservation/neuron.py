@@ -12,8 +12,8 @@ import torch
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
 from lawful.conservation.blocks import Reader, expand, line_sums
-from lawful.conservation.combination import Moves, moves
-from lawful.conservation.line_norms import LineNorms
+from lawful.conservation.combination import Combination, Moves, moves
+from lawful.conservation.line_norms import LineNorms, Lines
 from lawful.conservation.potential import SQUARE, Cut, Potential
 
 
@@ -186,30 +186,31 @@ class Together:
         self._drift: dict[int, torch.Tensor] = {}
 
     @cached_property
-    def _norms(self) -> list[list[LineNorms]]:
-        """Per pass what to take the norms of, if norms are all that the drift asks of it."""
-        found: list[list[LineNorms]] = []
-        for one in self._passes:
-            norms: dict[Slices, LineNorms] = {}
-            for i, term in one.terms if one.is_normed else ():
-                if term.potential.curvature:
-                    lines = norms.setdefault(term.slices, LineNorms(term.slices))
-                    lines.use(term.coefficient * term.potential.curvature / 2, term.numbers(self._own[i].start))
-            found.append(list(norms.values()))
-        return found
+    def _norms(self) -> LineNorms:
+        return LineNorms([self._lines(one) for one in self._passes])
+
+    def _lines(self, one: _Pass) -> list[Lines]:
+        """The lines whose norms are all that the drift asks of the parameter, if they are."""
+        found: dict[Slices, Lines] = {}
+        for i, term in one.terms if one.is_normed else ():
+            if term.potential.curvature:
+                lines = found.setdefault(term.slices, Lines(term.slices))
+                lines.use(term.coefficient * term.potential.curvature / 2, term.numbers(self._own[i].start))
+        return list(found.values())
 
     def follow(self, theta: Moves, delta: Moves) -> None:
         """Take in the drift of one step, cheaply; :meth:`followed` says what came together."""
-        for one, norms in zip(self._passes, self._norms, strict=True):
+        moved: list[tuple[int, Combination]] = []
+        for k, one in enumerate(self._passes):
             step = delta.get(one.parameter)
             if step and one.is_normed and step.is_one:
-                for lines in norms:
-                    lines.add(step)
+                moved.append((k, step))
             elif step:
                 found = expand(one.readers, theta[one.parameter], step, [])
                 for (i, term), (lines,) in zip(one.terms, found, strict=True):
                     if lines is not None:
                         self._add(i, term.by_channel(lines))
+        self._norms.add(moved)
         for i in self._others:
             self._add(i, self._laws[i].expand(theta, delta, [])[0])
 
@@ -221,9 +222,7 @@ class Together:
         total = torch.zeros(self._count + 1, dtype=torch.float64, device=device)
         for i, drift in self._drift.items():
             total[self._own[i]] += drift
-        for norms in self._norms:
-            for lines in norms:
-                lines.take_to(total)
+        self._norms.take_to(total)
         self._drift.clear()
         return total[:-1]
 

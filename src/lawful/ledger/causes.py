@@ -128,8 +128,9 @@ def split_step(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor], before
 
 def gradient(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
     """What the step took for the gradient: −grad where it maximises."""
-    assert p.grad is not None
-    g = Combination(p.grad.to_dense() if p.grad.is_sparse else p.grad)
+    grad = p.grad
+    assert grad is not None
+    g = Combination(grad.to_dense() if grad.is_sparse else grad)
     if type(optimizer) is SGD and group["nesterov"] and not (group["maximize"] or group["weight_decay"]):
         foreach, fused = group["foreach"], group["fused"]
         if foreach is None and not fused:
@@ -155,13 +156,14 @@ def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[s
         if p.grad is None:
             continue
         lr, decay, momentum = float(group["lr"]), float(group["weight_decay"]), float(group["momentum"])
-        buffer = Combination(optimizer.state[p]["momentum_buffer"]) if momentum else Combination()
-        if momentum and not group["nesterov"]:
-            step = -lr * buffer
-        elif not momentum and not decay:
+        if not momentum and not decay:
             step = -lr * gradient(optimizer, group, p)
+        elif momentum and not group["nesterov"]:
+            step = -lr * Combination(optimizer.state[p]["momentum_buffer"])
         else:
-            force = gradient(optimizer, group, p) + momentum * buffer + decay * Combination(p)
+            force = gradient(optimizer, group, p) + decay * Combination(p)
+            if momentum:
+                force = force + momentum * Combination(optimizer.state[p]["momentum_buffer"])
             step = -lr / (1 - lr * decay) * force
         if step:
             steps[name] = step
