@@ -51,9 +51,14 @@ def test_a_line_is_what_the_output_or_input_channel_depends_on(name, groups, i, 
     for slices in (amap.into, amap.out):  # in blocks of one quantum of rows, and of everything
         for size in (1, W.numel()):
             cuts = list(row_blocks([amap.into, amap.out], W.shape, size))
-            for of, reference in ((slices.sum_block, W), (slices.square_block, W * W)):
-                joined = slices.join([of(rows(W), len(W)) for rows in cuts])
-                torch.testing.assert_close(joined, slices.sum(reference), rtol=1e-12, atol=1e-14)
+            blocks = [(rows(W), rows(W.cos())) for rows in cuts]
+            for pieces, reference in (
+                ([slices.sum_block(w, len(W)) for w, _ in blocks], W),
+                ([slices.dot_block(w, v, len(W)) for w, v in blocks], W * W.cos()),
+                ([slices.dot_block(w, v.clone().requires_grad_(), len(W)) for w, v in blocks], W * W.cos()),
+                ([slices.dot_block(w, w, len(W)) for w, _ in blocks], W * W),
+            ):
+                torch.testing.assert_close(slices.join(pieces).detach(), slices.sum(reference), rtol=1e-12, atol=1e-14)
     assert amap.into.lines(layer.weight).shape[0] == amap.into.count
 
 

@@ -104,8 +104,10 @@ def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(ru
 
 
 @pytest.mark.parametrize("rule", ["fa", "bp", "usf", "kp"])
-def test_the_drift_that_is_followed_is_that_of_the_expansion(rule):
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_the_drift_that_is_followed_is_that_of_the_expansion(rule, block, monkeypatch):
     """Norms that add up against blocks: packed rows, biases, frozen weights, unequal rates, several tensors."""
+    monkeypatch.setattr("lawful.conservation.line_norms.BLOCK", block)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     if rule != "bp":

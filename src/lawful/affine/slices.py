@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm, prod
+from string import ascii_letters
 
+import numpy as np
 import torch
 
 
@@ -92,19 +94,36 @@ class Slices:
         block = self._folded(block, rows)
         return (block.sum(self._rest) if self._rest else block).reshape(-1)
 
-    def square_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
-        """What the squares of a block add to each line that it reaches."""
-        return self.norm_block(block, rows).square() if self.is_contiguous else self.sum_block(block * block, rows)
+    def dot_block(self, x: torch.Tensor, y: torch.Tensor, rows: int) -> torch.Tensor:
+        """What ⟨x, y⟩ of a block adds to each line that it reaches.
+
+        Where it can, this reads both once and does not write x ⊙ y: on the CPU, torch has nothing that would.
+        """
+        if x is y and self.is_contiguous:
+            return self.norm_block(x, rows).square()
+        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+        if not x.is_cpu or not self._rest or wants_gradient:
+            return self.sum_block(x * y, rows)
+        x, y = self._folded(x, rows), self._folded(y, rows)
+        return torch.as_tensor(np.einsum(self._dot, x.detach().numpy(), y.detach().numpy())).reshape(-1)
+
+    @cached_property
+    def _dot(self) -> str:
+        """What einsum calls the inner product of two tensors along every line."""
+        axes = ascii_letters[: len(self.shape)]
+        return f"{axes},{axes}->{''.join(axes[axis] for axis in self.keep)}"
 
     def norm_block(self, block: torch.Tensor, rows: int) -> torch.Tensor:
-        """What its square is, for lines that are contiguous: their norms, or the element where a line is one."""
+        """What its square is: the norms of a block's lines, or (up to the sign) the element where a line is one."""
+        if not self.is_contiguous:
+            return self.dot_block(block, block, rows).sqrt()
         block = self._folded(block, rows)
         norms = torch.linalg.vector_norm(block, dim=self._rest) if self._rest else block
         return norms if norms.dim() == 1 else norms.reshape(-1)
 
     @cached_property
     def is_contiguous(self) -> bool:
-        """Whether lines lie in memory one after the other: then their norms are taken without writing squares."""
+        """Whether lines lie in memory one after the other: torch has a fast norm for these."""
         return bool(self.keep) and self.keep == tuple(range(len(self.keep)))
 
     def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:

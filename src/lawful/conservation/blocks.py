@@ -1,13 +1,12 @@
 """One pass over a parameter for everything that laws ask of it, a block of rows at a time.
 
-What training leaves behind is read from memory once; what is computed from a block stays in the cache, and nothing of
-the size of a parameter is written.
+What training leaves behind is read where it lies, and nothing of the size of a large parameter is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,8 +14,8 @@ from lawful.affine.slices import Rows, Slices, row_blocks, row_count
 from lawful.conservation.combination import Combination
 from lawful.conservation.potential import Potential
 
-BLOCK = 1 << 18
-"""Elements in a block: so few that what is computed from one stays in the cache, so many that calls cost little."""
+BLOCK = 1 << 20
+"""Elements in a block: so few that what is computed from it is small beside a model, so many that calls cost little."""
 
 Reader: TypeAlias = tuple[Slices, Potential]
 """Whose lines are summed, under which Ψ."""
@@ -90,7 +89,7 @@ class _Sums:
 
     A rate is bilinear in the tensors that optimisers leave behind: where ∂B/∂W is one number, B(W + c·x) = B(W) + c·x
     (or B(W)), and steps are taken apart likewise. So nothing of a weight's size is written down, and what several
-    sums need (x ⊙ x, which the drift needs too) is computed once.
+    sums need (⟨x, x⟩, which the drift needs too) is computed once.
     """
 
     def __init__(
@@ -103,8 +102,6 @@ class _Sums:
     ) -> None:
         self.slices = slices
         self._rows_in_all = row_count(slices[0], weight.first.shape)
-        self._contiguous = all(own.is_contiguous for own in slices)
-        self._squares: dict[object, Combination] = {}
         self._products: dict[object, tuple[Combination | None, Combination]] = {}
         self._pieces: dict[object, list[list[torch.Tensor]]] = {}
         at = weight if psi.curvature is None else Combination(weight.first)
@@ -116,7 +113,7 @@ class _Sums:
         if not step or psi.curvature == 0:
             return None
         if psi.curvature is not None:
-            return [(psi.curvature * step.factor * step.factor / 2, self._square(step))]
+            return [(psi.curvature * step.factor * step.factor / 2, self._product(step, step))]
         self._bregman = by_block(psi, psi.bregman, weight, step)
         return [(1.0, self._wanted("bregman"))]
 
@@ -131,16 +128,10 @@ class _Sums:
         return [(factor, key) for key, factor in terms.items()]
 
     def _product(self, x: Combination | None, y: Combination) -> object:
-        """X ⊙ y; B ⊙ y for None."""
-        if x is not None and x.key == y.key:
-            return self._square(y)
+        """⟨x, y⟩ without their factors; ⟨B, y⟩ for None."""
         key = frozenset((x and x.key, y.key))
         self._products[key] = x, y
         return self._wanted(key)
-
-    def _square(self, v: Combination) -> object:
-        self._squares[v.key] = v
-        return self._wanted(v.key)
 
     def _wanted(self, key: object) -> object:
         self._pieces[key] = [[] for _ in self.slices]
@@ -153,22 +144,15 @@ class _Sums:
 
     def take(self, block: Block) -> None:
         """Add what one block gives."""
-        if self._feedback is not None:
-            B = self._feedback(block)
-            for key, (x, y) in self._products.items():
-                self._add(key, (B if x is None else block.body(x)) * block.body(y))
+        B = None if self._feedback is None else self._feedback(block)
+        for key, (x, y) in self._products.items():
+            left: Any = B if x is None else block.body(x)
+            for pieces, slices in zip(self._pieces[key], self.slices, strict=True):
+                pieces.append(slices.dot_block(left, block.body(y), self._rows_in_all))
         if self._bregman is not None:
-            self._add("bregman", self._bregman(block))
-        for key, v in self._squares.items():
-            if self._contiguous:
-                for pieces, slices in zip(self._pieces[key], self.slices, strict=True):
-                    pieces.append(slices.square_block(block.body(v), self._rows_in_all))
-            else:
-                self._add(key, block.body(v).square())
-
-    def _add(self, key: object, amount: torch.Tensor) -> None:
-        for pieces, slices in zip(self._pieces[key], self.slices, strict=True):
-            pieces.append(slices.sum_block(amount, self._rows_in_all))
+            amount = self._bregman(block)
+            for pieces, slices in zip(self._pieces["bregman"], self.slices, strict=True):
+                pieces.append(slices.sum_block(amount, self._rows_in_all))
 
     def rows(self) -> Iterator[list[torch.Tensor | None]]:
         """For each reader the blocks joined, times their factors."""

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from lawful.affine.slices import Rows, Slices, row_count
+from lawful.affine.slices import Rows, Slices, row_blocks, row_count
+from lawful.conservation.blocks import BLOCK
 from lawful.conservation.combination import Combination
 
 
 class Lines:
-    """Contiguous lines of one parameter, and what Σ ‖line‖² is for.
+    """The lines of one parameter, and what Σ ‖line‖² is for.
 
     Args:
         slices: the lines.
@@ -24,6 +25,8 @@ class Lines:
     def __init__(self, slices: Slices) -> None:
         self.slices = slices
         self._uses: list[tuple[float, torch.Tensor]] = []
+        self._rows = 0
+        self._blocks: list[Rows] = []
 
     def use(self, weight: float, numbers: torch.Tensor) -> None:
         """Let weight · ‖line‖² go to the number of each line, (lines,); −1 is nowhere."""
@@ -31,9 +34,11 @@ class Lines:
 
     def norms(self, x: torch.Tensor) -> torch.Tensor:
         """‖x[line]‖ (up to the sign, where a line is one element), (lines,)."""
-        rows = row_count(self.slices, x.shape)
-        start = self.slices.window[0] if self.slices.window else 0
-        return self.slices.norm_block(Rows(start, start + rows)(x), rows)
+        if not self._blocks:
+            self._rows = row_count(self.slices, x.shape)
+            self._blocks = list(row_blocks([self.slices], x.shape, BLOCK))
+        norms = [self.slices.norm_block(rows(x), self._rows) for rows in self._blocks]
+        return norms[0] if len(norms) == 1 else self.slices.join([block.square() for block in norms]).sqrt()
 
     def add_to(self, total: torch.Tensor, squares: torch.Tensor) -> None:
         """Add what Σ ‖line‖² gives to ``total``, (numbers + 1,), whose last element takes what goes nowhere."""
