@@ -320,3 +320,11 @@ def test_one_set_of_weights_under_many_magnitudes():
         loss(dict(model.named_parameters()), dict(model.named_buffers())).backward()
         for name, p in model.named_parameters():
             torch.testing.assert_close(stacked[name][i], p.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_complex_weights_are_refused_by_name_and_left_to_autograd():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, dtype=torch.complex64))
+    with pytest.raises(lawful.LawfulError, match=r"1\.weight: it is complex"):
+        lawful.attach(model, lawful.FeedbackAlignment())
+    attachment = lawful.attach(model, {"0": lawful.FeedbackAlignment(), "1": lawful.Backprop()})
+    assert "Backprop" in attachment.coverage["1.weight"]

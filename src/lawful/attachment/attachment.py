@@ -66,6 +66,7 @@ class LayerAttachment(Attachment):
         uncovered = dict(found.uncovered)
         uncovered |= {n: "no pattern matches it: add '*': Backprop()" for n, (_, r) in chosen.items() if r is None}
         uncovered |= {n: _NEEDS_PARAMETER for n, (s, r) in chosen.items() if r is not None and r.learns and s.computed}
+        uncovered |= {n: _COMPLEX for n, (s, r) in chosen.items() if not isinstance(r, Backprop) and _is_complex(s)}
         if uncovered and strict:
             lines = "; ".join(f"{name}: {why}" for name, why in uncovered.items())
             raise CoverageError(f"errors would travel through weights that no rule replaces (strict=True). {lines}")
@@ -159,6 +160,14 @@ _NEEDS_PARAMETER = (
     "it is computed from other parameters (weight_norm, pruning, …) and the rule learns its feedback from the weight's "
     "steps: remove the reparametrisation, or give this weight a rule with fixed feedback"
 )
+
+_COMPLEX = (
+    "it is complex, and rules are stated for real weights: give it Backprop(), or split it into two real ones"
+)
+
+
+def _is_complex(site: Site) -> bool:
+    return read_weight(site.module, site.weight).is_complex()
 
 
 def initial_state(rule: Rule, site: Site, weight: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
