@@ -161,9 +161,7 @@ _NEEDS_PARAMETER = (
     "steps: remove the reparametrisation, or give this weight a rule with fixed feedback"
 )
 
-_COMPLEX = (
-    "it is complex, and rules are stated for real weights: give it Backprop(), or split it into two real ones"
-)
+_COMPLEX = "it is complex, and rules are stated for real weights: give it Backprop(), or split it into two real ones"
 
 
 def _is_complex(site: Site) -> bool:
