@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import lawful
-from lawful.conservation import blocks
+from lawful.affine import slices
+from lawful.conservation import blocks, line_norms
 from lawful.conservation.base import Law
 from lawful.conservation.combination import Combination, moves
 from lawful.conservation.derive import laws_of
@@ -54,9 +56,11 @@ def grouped():
 
 
 @pytest.mark.parametrize("size", [1, 50, 10**6])
+@pytest.mark.parametrize("large", [1, 10**6])
 @pytest.mark.parametrize("rule", RULES)
-def test_blocks_of_any_size_give_the_same_numbers(rule, size, monkeypatch):
+def test_blocks_of_any_size_give_the_same_numbers(rule, size, large, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", size)
+    monkeypatch.setattr(slices, "LARGE", large)
     model = grouped()
     lawful.attach(model, RULES[rule])
     model[2].weight.data = model[2].weight.data.to(memory_format=torch.channels_last)
@@ -103,29 +107,81 @@ def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(ru
     assert bool((error <= 1e-5 * law.magnitude(wide, exact)).all())
 
 
+def mlp():
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+
+
+class Attention(nn.Module):
+    """Its queries, keys and values are rows of one packed parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + self.m(x, x, x)[0])
+
+
+MODELS = {
+    "mlp": (mlp, (1, 5)),
+    "grouped": (grouped, (1, 2, 7, 7)),
+    "attention": (lambda: Attention().double(), (1, 3, 8)),
+}
+
+
 @pytest.mark.parametrize("rule", ["fa", "bp", "usf", "kp"])
 @pytest.mark.parametrize("block", [1, 1 << 20])
-def test_the_drift_that_is_followed_is_that_of_the_expansion(rule, block, monkeypatch):
-    """Norms that add up against blocks: packed rows, biases, frozen weights, unequal rates, several tensors."""
-    monkeypatch.setattr("lawful.conservation.line_norms.BLOCK", block)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_drift_that_is_followed_is_that_of_the_definition(name, rule, block, monkeypatch):
+    """For laws of every kind, packed rows, biases, frozen weights, unequal rates, several tensors."""
+    monkeypatch.setattr(line_norms, "BLOCK", block)
+    monkeypatch.setattr(slices, "LARGE", 1)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    make, shape = MODELS[name]
+    model = make()
     if rule != "bp":
         lawful.attach(model, RULES[rule])
-    laws = laws_of(model).of_kind("neuron", "bias")
+    laws = laws_of(model, torch.zeros(shape, dtype=torch.float64))
+    assert "matrix" in {law.kind for law in laws} or (name, rule) != ("attention", "bp")
     together = Together(laws)
     theta = {n: p.detach() for n, p in model.named_parameters()}
     x = {n: Combination(torch.randn_like(p)) for n, p in theta.items()}
     equal = {n: -0.3 * v for n, v in x.items()}
     unequal = {n: -0.1 * (k + 1) * v for k, (n, v) in enumerate(x.items())}
     sums = {n: v + 0.5 * Combination(torch.randn_like(theta[n])) for n, v in x.items()}
-    frozen = {n: v for n, v in equal.items() if n != "2.weight"}
+    frozen = {n: v for n, v in equal.items() if not n.startswith(("2.", "m.in"))}
     steps = (equal, unequal, sums, frozen, {})
-    expanded = [torch.cat([rows[0] for rows in together.expand(moves(theta), step, [])]) for step in steps]
-    for step, expected in zip(steps, expanded, strict=True):
+    expected = []
+    for step in steps:
+        delta = {n: step[n].whole() if n in step else torch.zeros_like(theta[n]) for n in theta}
+        expected.append(torch.cat([Law.drift(law, theta, delta).reshape(-1) for law in laws]))
         together.follow(moves(theta), step)
-        torch.testing.assert_close(together.followed(), expected, rtol=1e-12, atol=1e-14)
-    assert not together.followed().any()
+        torch.testing.assert_close(together.followed(), expected[-1], rtol=1e-10, atol=1e-11)
+    assert not together.followed().any() and bool(expected[0].any())
     for step in steps:
         together.follow(moves(theta), step)
-    torch.testing.assert_close(together.followed(), sum(expanded), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(together.followed(), sum(expected), rtol=1e-10, atol=1e-11)
+
+
+def test_rates_can_be_differentiated_and_mapped(monkeypatch):
+    """The sums along lines leave numpy alone where derivatives, or a batch of laws, are asked for."""
+    monkeypatch.setattr(slices, "LARGE", 1)
+    torch.manual_seed(0)
+    model = mlp()
+    lawful.attach(model, RULES["kp"])
+    law = laws_of(model)[0]
+    theta = {n: p.detach() for n, p in model.named_parameters()}
+    v = {n: torch.randn_like(p) for n, p in theta.items()}
+    w = {n: torch.randn_like(p) for n, p in theta.items()}
+    rate = law.rate(theta, w)
+    along = {n: x.clone().requires_grad_() for n, x in v.items()}
+    found = torch.autograd.grad(law.rate(theta, along).sum(), [along[n] for n in law.parameters])
+    inner = sum((g * w[n]).sum() for g, n in zip(found, law.parameters, strict=True))  # the rate is linear in v
+    torch.testing.assert_close(inner, rate.sum(), rtol=1e-12, atol=1e-12)
+    _, tangent = torch.func.jvp(lambda v: law.rate(theta, v), (v,), (w,))
+    torch.testing.assert_close(tangent, rate, rtol=1e-12, atol=1e-12)
+    with forward_ad.dual_level():
+        duals = {n: forward_ad.make_dual(v[n], w[n]) for n in v}
+        torch.testing.assert_close(forward_ad.unpack_dual(law.rate(theta, duals)).tangent, rate, rtol=1e-12, atol=1e-12)
+    both = torch.vmap(lambda v: law.rate(theta, v))({n: torch.stack([v[n], w[n]]) for n in v})
+    torch.testing.assert_close(both[1], rate, rtol=1e-12, atol=1e-12)

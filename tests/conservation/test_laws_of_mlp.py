@@ -184,3 +184,38 @@ def test_exact_elimination():
     rows = [{"P": one, "x": -one}, {"x": one, "y": -2 * one}, {"y": one, "C": -one}, {"Q": one, "z": one}]
     assert relations(rows, known=str.isupper) == [{"P": one, "C": -2 * one}]
     assert relations([{"P": one, "x": -one}], known=str.isupper) == []
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("rule", "slope"),
+    [
+        (lawful.Backprop(), 1),
+        (lawful.KolenPollack(), 1),
+        (lawful.FeedbackAlignment(), 0),
+        (lawful.UniformSignSymmetry(), None),
+        (lawful.FixedMagnitudeSignSymmetry(), None),
+    ],
+    ids=repr,
+)
+def test_how_feedback_moves_with_the_weight_is_seen_at_zero_too(rule, slope, start):
+    weight = start * torch.randn(3, 4, dtype=torch.float64)
+    state = rule.init(weight, torch.Generator().manual_seed(0))
+    assert Potential(rule, lambda: state).slope(weight) == slope
+
+
+def test_laws_of_a_layer_that_starts_at_zero_are_its_laws():
+    """Residual branches, output layers and attention biases start there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        for p in (model[0].bias, model[1].weight, model[2].weight):
+            p.zero_()
+    laws = laws_of(model)
+    assert [law.kind for law in laws].count("matrix") == 2
+    theta = {n: p.detach() for n, p in model.named_parameters()}
+    delta = {n: torch.randn_like(p) for n, p in theta.items()}
+    moved = {n: theta[n] + delta[n] for n in theta}
+    for law in laws:
+        change = law.rate(theta, delta) + law.drift(theta, delta)
+        torch.testing.assert_close(law.value(moved) - law.value(theta), change, rtol=1e-12, atol=1e-12)

@@ -163,18 +163,23 @@ def embedded(sparse):
     return nn.Sequential(nn.Embedding(7, 6, sparse=sparse), nn.ReLU(), nn.Linear(6, 2)).double()
 
 
-def test_sparse_gradients_count_like_dense_ones():
+@pytest.mark.parametrize("split_every", [1, 10**9])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
+def test_sparse_gradients_count_like_dense_ones(options, split_every):
     found = []
     for sparse in (True, False):
         model = embedded(sparse)
-        optimizer = SGD(model.parameters(), lr=0.1)
-        with Ledger(model, optimizer) as ledger:
+        optimizer = SGD(model.parameters(), lr=0.1, **options)
+        with Ledger(model, optimizer, split_every=split_every) as ledger:
             for k in range(4):
                 step(model, optimizer, torch.tensor([[k, 1, 1]]))
         assert float(ledger.residual.max()) <= 1e-12 and float(ledger.violation.max()) <= 1e-12
         found.append(ledger.parts["finite step"])
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
     assert float(found[0].abs().max()) > 1e-6
+
+
+def test_an_optimiser_of_sparse_gradients_alone():
     model = embedded(True)
     for p in model[2].parameters():
         p.requires_grad_(False)
@@ -298,3 +303,65 @@ def test_long_runs_in_low_precision_show_a_violation_and_only_that(dtype, factor
     assert (max(neurons) > 0.05) == (factor != 1)
     assert max(neurons) < 0.01 or factor != 1
     assert violation["2 · Σ_j 2.bias[j] 0"] == 0  # it starts at zero, and only rounding moves it
+
+
+@pytest.mark.parametrize("make", [SGD, torch.optim.Adam])
+def test_when_the_books_are_read_makes_no_difference(make):
+    """Steps that are not split are summed up when somebody asks: at the end, after every step, in the middle of one."""
+    found = []
+    for when in ("the end", "every step", "inside"):
+        model = net()
+        optimizer = make(model.parameters(), lr=0.01)
+        with Ledger(model, optimizer, split_every=10**9) as ledger:
+            if when == "inside":
+                optimizer.register_step_pre_hook(lambda *_, ledger=ledger: print(ledger.parts))
+            for _ in range(6):
+                step(model, optimizer)
+                if when == "every step":
+                    assert float(ledger.residual.max()) <= 1e-12
+        assert float(ledger.residual.max()) <= 1e-12
+        found.append(ledger.parts["finite step"])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-12, atol=0)
+
+
+def test_steps_that_nobody_asked_about_stay_out_of_other_books():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.01)
+    ledger = Ledger(model, optimizer, split_every=10**9)
+    with ledger:
+        step(model, optimizer)
+        step(model, optimizer)
+        saved = ledger.state_dict()
+        step(model, optimizer)
+        ledger.load_state_dict(saved)
+        assert torch.equal(ledger.parts["finite step"], saved["parts"]["finite step"])
+        step(model, optimizer)
+    with ledger:
+        assert not ledger.parts
+
+
+def test_feedback_that_moves_during_a_step_is_an_edit_between_steps():
+    model = net()
+    attachment = lawful.attach(model, lawful.FeedbackAlignment())
+    optimizer = SGD(model.parameters(), lr=0.01)
+    with Ledger(model, optimizer) as ledger:
+        optimizer.register_step_pre_hook(lambda *_: print(attachment.state("2.weight")["B"].mul_(1.5)))
+        step(model, optimizer)
+    assert float(ledger.residual.max()) <= 1e-12
+    assert float(ledger.parts["between steps"].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_step_in_half_precision_is_the_difference_of_the_weights_to_more_than_that(dtype):
+    model = net(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.3, eps=1e-4)
+    drift = torch.zeros(6, dtype=torch.float64)
+    with Ledger(model, optimizer, split_every=10**9) as ledger:
+        for _ in range(4):
+            before = {n: p.detach().double() for n, p in model.named_parameters()}
+            step(model, optimizer)
+            moved = {n: p.detach().double() - before[n] for n, p in model.named_parameters()}
+            (law,) = ledger.laws
+            drift += law.drift(before, moved)
+    torch.testing.assert_close(ledger.parts["finite step"], drift, rtol=1e-5, atol=1e-6)

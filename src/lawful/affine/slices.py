@@ -10,6 +10,13 @@ from string import ascii_letters
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
+
+ROWS = 4096
+"""The most rows in a block of a parameter."""
+
+LARGE = 1 << 17
+"""Elements of a block from which on a call of numpy's einsum pays."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +104,15 @@ class Slices:
     def dot_block(self, x: torch.Tensor, y: torch.Tensor, rows: int) -> torch.Tensor:
         """What ⟨x, y⟩ of a block adds to each line that it reaches.
 
-        Where it can, this reads both once and does not write x ⊙ y: on the CPU, torch has nothing that would.
+        Large blocks are read once, and x ⊙ y is not written: on the CPU, torch has nothing that would do that. (numpy
+        adds up naively: :data:`ROWS` keeps that exact enough.)
         """
         if x is y and self.is_contiguous:
             return self.norm_block(x, rows).square()
-        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-        if not x.is_cpu or not self._rest or wants_gradient:
+        if x.numel() < LARGE or not (_is_readable(x) and _is_readable(y)):
             return self.sum_block(x * y, rows)
         x, y = self._folded(x, rows), self._folded(y, rows)
-        return torch.as_tensor(np.einsum(self._dot, x.detach().numpy(), y.detach().numpy())).reshape(-1)
+        return torch.from_numpy(np.asarray(np.einsum(self._dot, x.detach().numpy(), y.detach().numpy()))).reshape(-1)
 
     @cached_property
     def _dot(self) -> str:
@@ -160,6 +167,17 @@ class Rows:
         return block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
 
 
+def _is_readable(x: torch.Tensor) -> bool:
+    """Whether its numbers are all there is to it: it lies in this memory, and nothing is to be differentiated."""
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and x.is_cpu
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def row_count(slices: Slices, shape: torch.Size) -> int:
     """How many rows the slices look at, of a parameter of this shape."""
     window = (0, shape[0] if shape else 1) if slices.window is None else slices.window
@@ -167,13 +185,13 @@ def row_count(slices: Slices, shape: torch.Size) -> int:
 
 
 def row_blocks(together: Sequence[Slices], shape: torch.Size, size: int) -> Iterator[Rows]:
-    """The rows that slices of one window look at, if any do, in blocks of about ``size`` elements that suit all."""
+    """The rows that slices of one window look at, if any do, in blocks that suit all, of ``size`` elements or so."""
     if not together:
         return
     start = 0 if together[0].window is None else together[0].window[0]
     rows = row_count(together[0], shape)
     quantum = lcm(*(slices.quantum(rows) for slices in together))
-    length = max(1, size // (max(1, shape[1:].numel()) * quantum)) * quantum
+    length = max(1, min(ROWS, size // max(1, shape[1:].numel())) // quantum) * quantum
     for first in range(0, rows, length):
         yield Rows(start + first, start + min(rows, first + length))
 

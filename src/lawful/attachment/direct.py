@@ -247,6 +247,8 @@ class DirectAttachment(Attachment):
     def _draw(self, name: str, outputs: int, features: int, output: torch.Tensor) -> None:
         autocast = torch.is_autocast_enabled(output.device.type)
         dtype = torch.promote_types(output.dtype, torch.float32) if autocast else output.dtype
+        if dtype.is_complex:
+            raise SettingError(f"tap {name!r} returns {dtype}; rules are stated for real numbers: tap another module")
         like = torch.empty(outputs, features, dtype=dtype, device=output.device)
         stream = self.rule.stream(name)
         for other in self._keys:

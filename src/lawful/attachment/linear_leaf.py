@@ -29,7 +29,7 @@ from lawful.rules.base import Rule
 # On small layers, to look these names up anew would be a good part of the cost.
 _PLAIN = (torch.Tensor, nn.Parameter)
 _Tensor = torch.Tensor
-_is_compiling = torch.compiler.is_dynamo_compiling  # every other tracer has a tensor subclass for x
+_is_compiling = torch.compiler.is_dynamo_compiling  # an export has a tensor subclass for x
 _is_transformed = torch._C._are_functorch_transforms_active
 _is_autocast = torch._C._is_any_autocast_enabled
 _is_grad_enabled = torch.is_grad_enabled

@@ -1,7 +1,7 @@
 """The drift ½k‖Δ‖² of many laws over many steps, where W need not be looked at.
 
-A ledger's step on small laws is all calls. So the norms of all lines are laid end to end and their squares added up, in
-two calls a step; they are weighed and sorted into laws when somebody asks.
+A ledger's step on small laws is all calls. So a step only takes the norms, lays them end to end and adds their squares
+up; they are weighed and sorted into laws when somebody asks.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class _Pass:
 
 
 class Together:
-    """Several laws at once, with one pass over each parameter for all neuron laws that read it.
+    """Several laws at once; where they expand, with one pass over each parameter for all neuron laws that read it.
 
     Args:
         laws: any laws; the results come in their order.

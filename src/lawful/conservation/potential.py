@@ -114,10 +114,11 @@ class Potential:
         """∂B/∂W where it is one number, 0 or 1, for every element: B = slope · W + const. None otherwise.
 
         Matrix laws need it: only then is BᵀẆ + ẆᵀB the rate of something. Found by moving W: by a step that
-        turns every sign, so sign rules are told apart.
+        turns every sign, so sign rules are told apart, and leaves no element where it is, even if W = 0.
         """
         generator = torch.Generator().manual_seed(0)
-        step = -weight * (2 + torch.rand(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device))
+        size = 2 + torch.rand(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device)
+        step = torch.where(weight == 0, size, -weight * size)
         jump = self.feedback(weight + step) - self.feedback(weight)
         if not bool(jump.any()):
             return 0

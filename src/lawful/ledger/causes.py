@@ -128,16 +128,19 @@ def split_step(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor], before
 
 def gradient(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
     """What the step took for the gradient: −grad where it maximises."""
-    grad = p.grad
-    assert grad is not None
-    g = Combination(grad.to_dense() if grad.is_sparse else grad)
+    assert p.grad is not None
+    g = _dense(p.grad)
     if type(optimizer) is SGD and group["nesterov"] and not (group["maximize"] or group["weight_decay"]):
         foreach, fused = group["foreach"], group["fused"]
         if foreach is None and not fused:
             foreach = _default_to_fused_or_foreach(group["params"], group["differentiable"])[1]
         if foreach:  # torch adds the momentum to the gradients in place
-            g = g - group["momentum"] * Combination(optimizer.state[p]["momentum_buffer"])
+            g = g - group["momentum"] * _dense(optimizer.state[p]["momentum_buffer"])
     return -1.0 * g if group.get("maximize") else g
+
+
+def _dense(x: torch.Tensor) -> Combination:
+    return Combination(x.to_dense() if x.is_sparse else x)
 
 
 def is_retraceable(optimizer: Optimizer) -> bool:
@@ -159,11 +162,11 @@ def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[s
         if not momentum and not decay:
             step = -lr * gradient(optimizer, group, p)
         elif momentum and not group["nesterov"]:
-            step = -lr * Combination(optimizer.state[p]["momentum_buffer"])
+            step = -lr * _dense(optimizer.state[p]["momentum_buffer"])
         else:
             force = gradient(optimizer, group, p) + decay * Combination(p)
             if momentum:
-                force = force + momentum * Combination(optimizer.state[p]["momentum_buffer"])
+                force = force + momentum * _dense(optimizer.state[p]["momentum_buffer"])
             step = -lr / (1 - lr * decay) * force
         if step:
             steps[name] = step

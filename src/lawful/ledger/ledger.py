@@ -285,14 +285,14 @@ class Ledger:
         if kind is None:
             self._settle()
 
-    @torch.no_grad()
     def _pre(self) -> None:
         self._look()
         self._stepping = True
         # the copy is spared where the step can be told afterwards, and ∇q at the weights before it to rounding
         self._retraced = self._smooth and is_retraceable(self.optimizer)
         if not self._retraced:
-            self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._tracked).items()}
+            with torch.no_grad():
+                self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._tracked).items()}
 
     def _copied(self, name: str, p: torch.Tensor) -> torch.Tensor:
         old = self._copy.get(name)
@@ -306,7 +306,9 @@ class Ledger:
             theta, delta = self._step_taken()
             self._account(theta, delta)
             self.steps += 1
-        self._stepping, self._versions = False, (self._weight_version(), self._versions[1])
+        self._stepping = False
+        if not self._unsplit:  # of the feedback as before the step, for a step that moves it is an edit
+            self._versions = self._weight_version(), self._versions[1]
         if not skipped and self.record_every and self.steps % self.record_every == 0:
             self.history.append((self.steps, self.values(), {cause: p.clone() for cause, p in self.parts.items()}))
 
@@ -316,7 +318,7 @@ class Ledger:
             delta = retrace(self.optimizer, self._tracked)
             return Before(self._tracked, delta), delta
         if self._smooth and self.steps % self.split_every and all(w.itemsize > 2 for w in self._copy.values()):
-            # the norms of the step are all that is asked for: it takes the copy's place
+            # all that is asked for can be told from the step, which takes the copy's place
             delta = {n: Combination(torch.sub(self._tracked[n], w, out=w)) for n, w in self._copy.items()}
             return Before(self._tracked, delta), delta
         now, before = moves(self._tracked), moves(self._copy)
@@ -343,6 +345,8 @@ class Ledger:
         self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
 
     def _look(self) -> None:
+        if self._unsplit:  # "not split" takes in what happens between the steps
+            return
         versions = self._version()
         self._edited = self._edited or versions != self._versions
         self._versions = versions
@@ -357,6 +361,7 @@ class Ledger:
         self._look()
         if self._unsplit or self._edited:
             self._book(SKIPPED if self._unsplit else BETWEEN, self._open())
+            self._versions = self._version()
         self._unsplit = self._edited = False
 
     def _open(self) -> torch.Tensor:
