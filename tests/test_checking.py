@@ -260,3 +260,42 @@ def test_the_model_is_left_alone():
     lawcheck(model, rule=lawful.FeedbackAlignment())
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
     assert type(model[0]) is nn.Linear
+
+
+class LowRankUpdate(nn.Linear):
+    """W + CA, C = 0 at first: there it computes what ``nn.Linear`` does."""
+
+    def __init__(self, i, o):
+        super().__init__(i, o)
+        self.A, self.C = nn.Parameter(torch.randn(2, i)), nn.Parameter(torch.zeros(o, 2))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.A.T @ self.C.T
+
+
+class Scaled(nn.Module):
+    """A learned variance has one sign."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.v = nn.Linear(3, 8), nn.Linear(8, 2), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.c(self.a(x) / self.v.sqrt())
+
+
+def test_a_correct_model_passes_wherever_it_starts():
+    x = torch.randn(5, 3)
+    for model in (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), LowRankUpdate(4, 2)), Scaled()):
+        result = lawcheck(model, x)
+        assert result.ok, result
+
+
+def test_what_no_error_reaches_is_unchecked_and_not_ok():
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    B = torch.ones(2, 4)  # but it is backpropagation
+    result = lawcheck(model, torch.zeros(1, 3), feedback={"2.weight": B})
+    assert not result.ok and any("no error reached it" in line for line in result.unchecked)
+    assert not lawcheck(model, torch.randn(3, 3), feedback={"2.weight": B}).ok
+    words = nn.Sequential(nn.Embedding(10, 8, padding_idx=0), nn.Linear(8, 2))
+    assert lawcheck(words).ok and not lawcheck(words, feedback={"1.weight": torch.ones(2, 8)}).ok

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import allocated
 import lawful
 from cases import MLP, MLPS, feedback_gradients
 from lawful.errors import SettingError
+from lawful.rules.registry import RULES, parse_rule
 
 
 def backward(model, x):
@@ -328,3 +330,40 @@ def test_complex_weights_are_refused_by_name_and_left_to_autograd():
         lawful.attach(model, lawful.FeedbackAlignment())
     attachment = lawful.attach(model, {"0": lawful.FeedbackAlignment(), "1": lawful.Backprop()})
     assert "Backprop" in attachment.coverage["1.weight"]
+
+
+OPTIONS = {"rho-fa": "rho-fa:rho=0.5", "low-rank-fa": "low-rank-fa:rank=2", "sparse-fa": "sparse-fa:density=0.5"}
+LAYERWISE = [OPTIONS.get(name, name) for name, where in RULES.items() if issubclass(resolve_name(where), lawful.Rule)]
+
+
+@pytest.mark.parametrize("text", LAYERWISE)
+def test_every_registered_rule_attaches_and_sends_its_error(text):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    attachment = lawful.attach(model, parse_rule(text))
+    x = torch.randn(5, 3)
+    h = model[1](model[0](x))
+    h.retain_grad()
+    model[2](h).sum().backward()
+    B = attachment.feedback_of("2.weight")
+    if text != "sign-fa":  # the sign of δB
+        torch.testing.assert_close(h.grad, torch.ones(5, 2) @ B, rtol=1e-5, atol=1e-6)
+    assert bool(model[0].weight.grad.any())
+
+
+@pytest.mark.parametrize("rule", [lawful.KolenPollack(), lawful.FeedbackAlignment(init="aligned")], ids=repr)
+def test_a_state_made_from_a_zero_weight_is_still_made_from_the_weight(rule):
+    """Data-parallel training leaves out of its broadcasts only what every process draws alike."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+    lawful.attach(model, rule)
+    assert model._ddp_params_and_buffers_to_ignore == []
+
+
+def test_a_rule_that_cannot_start_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+    with pytest.raises(lawful.LawfulError, match="is zero"):
+        lawful.attach(model, lawful.RhoAlignedFeedback(0.5))
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]

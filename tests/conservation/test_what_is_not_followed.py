@@ -235,3 +235,46 @@ def test_long_indices_are_told_apart() -> None:
     assert str(one) == str(other)
     assert spelled((one, slice(3))) != spelled((other, slice(3)))
     assert spelled((one, slice(3))) == spelled((one.clone(), slice(3)))
+
+
+class TanhLinear(nn.Linear):
+    def forward(self, x):
+        return F.linear(x.tanh(), self.weight, self.bias)
+
+
+class ClippedLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).clamp(-10, 10)
+
+
+class TanhWeight(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.tanh(), self.bias)
+
+
+class ScaleShift(nn.Module):
+    """γ(x̂ + β): at γ = 1, β = 0 what layer norm computes."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+
+    def forward(self, x):
+        return self.weight * (F.layer_norm(x, x.shape[-1:]) + self.bias)
+
+
+@pytest.mark.parametrize("layer", [TanhLinear, ClippedLinear, TanhWeight])
+@pytest.mark.parametrize("zero", ["input", "weight"])
+def test_a_linear_layer_of_ones_own_is_not_judged_at_zero(layer, zero):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), layer(4, 2))
+    x = torch.zeros(1, 3) if zero == "input" else torch.randn(5, 3)
+    if zero == "weight":
+        nn.init.zeros_(model[2].weight)
+    assert not laws_of(model, x).of_kind("neuron", "matrix")
+
+
+def test_a_norm_of_ones_own_is_not_judged_where_norms_start():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), ScaleShift(4), nn.Linear(4, 2))
+    assert not laws_of(model, torch.randn(5, 3)).of_kind("neuron")

@@ -58,3 +58,13 @@ def test_backprop_is_aligned_and_an_unattached_model_is_refused():
     lawful.attach(model, lawful.Backprop())
     assert max(gradient_angles(model, lambda net: net(x).sum()).values()) < 1e-4
     assert max(weight_angles(model).values()) < 1e-4
+
+
+@pytest.mark.parametrize("size", [1e-4, 300.0])
+def test_half_precision_has_room_for_an_angle(size):
+    a = torch.full((4,), size, dtype=torch.float16)
+    assert angle(a, a) == pytest.approx(0.0, abs=1e-4) and angle(a, -a) == pytest.approx(180.0, abs=1e-4)
+
+
+def test_what_is_not_finite_has_no_angle():
+    assert np.isnan(angle(torch.tensor([float("inf"), 1.0]), torch.tensor([-1.0, 0.0])))

@@ -94,3 +94,12 @@ def test_the_forecast_is_a_straight_line_to_zero():
 def test_backpropagation_has_no_such_guarantee():
     _, ledger = _trained(lawful.Backprop(), steps=2)
     assert guarantees(ledger) == []
+
+
+@pytest.mark.parametrize("rule", [lawful.Backprop(), lawful.KolenPollack()], ids=repr)
+def test_zero_weights_do_not_turn_another_potential_into_an_alignment(rule):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2, bias=False)).double()
+    nn.init.zeros_(model[2].weight)
+    lawful.attach(model, rule)
+    with Ledger(model, torch.optim.SGD(model.parameters(), lr=0.1)) as ledger:
+        assert guarantees(ledger) == []

@@ -84,6 +84,7 @@ class LayerAttachment(Attachment):
         states = {n: initial_state(rules[n], s) for n, s in sites.items()}  # all may raise before any is swapped
         for name, site in sites.items():
             check_feedback(rules[name], site, states[name])
+        fixed = {n for n in sites if is_independent_of_weight(rules[n], sites[n], states[n])}
         leaves: dict[nn.Module, dict[str, str]] = {}
         for name, owners in self._owners.items():
             for site in owners:
@@ -98,7 +99,6 @@ class LayerAttachment(Attachment):
                 {weight: rules[name] for weight, name in weights.items()},
                 {weight: states[name] for weight, name in weights.items()},
             )
-        fixed = {n for n in sites if is_independent_of_weight(rules[n], sites[n], states[n])}
         keep_from_ddp(self.model, (site for n in fixed for site in self._owners[n]))
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
@@ -187,5 +187,7 @@ def check_feedback(rule: Rule, site: Site, state: dict[str, torch.Tensor]) -> No
 
 def is_independent_of_weight(rule: Rule, site: Site, state: dict[str, torch.Tensor]) -> bool:
     """Whether every process starts with this state even if their weights differ."""
-    other = initial_state(rule, site, torch.zeros_like(read_weight(site.module, site.weight)))
+    weight = read_weight(site.module, site.weight)
+    another = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight)
+    other = initial_state(rule, site, another)
     return all(torch.equal(tensor, other[key]) for key, tensor in state.items())

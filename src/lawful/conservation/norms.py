@@ -12,6 +12,7 @@ from torch import nn
 from lawful.affine import maps
 from lawful.conservation.norm_calls import NormCall, NormForm, form_of
 from lawful.conservation.trace import NONE, ZERO, Sight, Trace
+from lawful.conservation.twin import twin_of
 
 
 def dotted(trace: Trace, weight: Any, bias: Any) -> tuple[str | None, str | None, bool]:
@@ -97,9 +98,10 @@ _NAMES = {"layer_norm": "layer norm", "rms_norm": "RMS norm", "group_norm": "gro
 
 @torch.no_grad()
 def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> NormForm | None:
-    """Which norm γ x̂ + β a module computes, judged by its numbers; None if it is none.
+    """Which norm γ x̂ + β a module computes, judged by its numbers at random γ, β and x; None if it is none.
 
-    The output gives 1/√(v + ε) at every position, and so ε. A norm that computes in single precision on double inputs
+    At the γ and β that norms start with, and on an input that another norm has centred, different ones look alike. The
+    output gives 1/√(v + ε) at every position, and so ε. A norm that computes in single precision on double inputs
     has that rounding for its ε: no sharper than that is its scale unseen. ``backward``: also that the errors which it
     sends back are those of γ x̂ + β.
     """
@@ -107,8 +109,13 @@ def computes(module: nn.Module, x: torch.Tensor, *, backward: bool = True) -> No
     if not x.is_floating_point() or x.dim() < 2 or weight is None or weight.numel() not in (x.shape[-1], x.shape[1]):
         return None
     axis = -1 if weight.numel() == x.shape[-1] else 1
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    module = twin_of(module, lambda p: (0.5 + torch.rand(p.shape, generator=generator, dtype=torch.float64)).to(p))
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    assert weight is not None
     out = module.forward(x)
-    if not isinstance(out, torch.Tensor) or out.shape != x.shape or not bool((weight != 0).all()):
+    if not isinstance(out, torch.Tensor) or out.shape != x.shape:
         return None
     source, x, out = x, x.movedim(axis, -1), out.movedim(axis, -1)
     y = ((out if bias is None else out - bias) / weight).double()

@@ -23,7 +23,8 @@ def example_input(model: nn.Module) -> torch.Tensor:
             weight = module.weight
             return torch.randn(2, module.in_features, dtype=weight.dtype, device=weight.device)
         if isinstance(module, nn.Embedding):
-            return torch.zeros(2, 3, dtype=torch.long, device=module.weight.device)
+            tokens = [n for n in range(module.num_embeddings) if n != module.padding_idx] or [0]
+            return torch.tensor(tokens)[torch.randint(len(tokens), (2, 3))].to(module.weight.device)
         if next(module.children(), None) is None and next(module.parameters(), None) is not None:
             break
     raise SettingError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,11 +12,13 @@ from torch import nn
 from lawful.attachment.attachment import attachment_of
 from lawful.attachment.direct import DirectAttachment
 from lawful.errors import SettingError
-from lawful.types import Array, namespace
+from lawful.types import Array
 
 
 def cosine(a: Array, b: Array) -> float:
-    """⟨a, b⟩ / (‖a‖‖b‖) of two arrays of one shape, read as vectors; 0 when one of them is zero.
+    """⟨a, b⟩ / (‖a‖‖b‖) of two arrays of one shape, read as vectors; 0 when one of them is zero, nan if not finite.
+
+    In float64 and of vectors of largest element 1, so that no square leaves the range of numbers.
 
     Raises:
         SettingError: different shapes.
@@ -26,9 +29,13 @@ def cosine(a: Array, b: Array) -> float:
     """
     if tuple(a.shape) != tuple(b.shape):
         raise SettingError(f"an angle needs two arrays of one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
-    xp = namespace(a)
-    norms = float(xp.sqrt((a * a).sum())) * float(xp.sqrt((b * b).sum()))
-    return max(-1.0, min(1.0, float((a * b).sum()) / norms)) if norms > 0 else 0.0
+    x, y = (torch.as_tensor(v).detach().double() for v in (a, b))
+    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return math.nan
+    if not bool(x.any() and y.any()):
+        return 0.0
+    x, y = (v / v.abs().max() for v in (x, y))
+    return max(-1.0, min(1.0, float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())))
 
 
 def angle(a: Array, b: Array) -> float:

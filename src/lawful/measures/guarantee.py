@@ -90,6 +90,7 @@ def _past(ledger: Ledger, window: int | None) -> tuple[int, torch.Tensor]:
 def _is_alignment(term: Term, theta: dict[str, torch.Tensor]) -> bool:
     """Whether Ψ(W) = W ⊙ B element by element."""
     weight = theta[term.slices.parameter]
+    weight = torch.where(weight == 0, 1.0, weight)  # where every Ψ vanishes
     return torch.allclose(term.potential.value(weight), weight * term.potential.feedback(weight), rtol=1e-6, atol=0)
 
 
