@@ -30,13 +30,14 @@ every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def swaps(monkeypatch):
     """How often B was taken for a saved weight."""
     counts = []
-    unpack = linear_leaf._unpack
+    for name in ("_stored", "_made"):
+        hook = getattr(linear_leaf, name)
 
-    def counted(*args):
-        counts.append(1)
-        return unpack(*args)
+        def counted(*args, hook=hook):
+            counts.append(1)
+            return hook(*args)
 
-    monkeypatch.setattr(linear_leaf, "_unpack", counted)
+        monkeypatch.setattr(linear_leaf, name, counted)
     return counts
 
 
@@ -49,6 +50,24 @@ def gradients(model, x):
 
 def no_swap(monkeypatch):
     monkeypatch.setattr(linear_leaf, "_PLAIN", ())
+
+
+class TwiceAsMuch(lawful.FeedbackAlignment):
+    def feedback(self, weight, state):
+        return 2 * super().feedback(weight, state)
+
+
+@pytest.mark.parametrize("width", [6, 300])
+def test_a_stored_B_is_read_past_the_rule_only_where_the_rule_returns_it_as_it_is(width):
+    given = {"0.weight": torch.randn(width, 300), "1.weight": torch.randn(2, width)}
+    x, found = torch.randn(4, 300), []
+    for rule in (TwiceAsMuch(B=given), lawful.FeedbackAlignment(B={name: 2 * B for name, B in given.items()})):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(300, width), nn.Linear(width, 2))
+        lawful.attach(model, rule)
+        found.append(gradients(model, x))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @every_rule

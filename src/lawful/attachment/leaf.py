@@ -15,6 +15,7 @@ from torch import nn
 
 from lawful.attachment.kernel import Operand, Transport
 from lawful.rules.base import Rule
+from lawful.rules.stored_feedback import StoredFeedback
 
 SMALL = 2**16
 """Elements of a weight up to which the memory of its B does not show, while the cost of Python does."""
@@ -34,6 +35,8 @@ class Feedback(NamedTuple):
     make: Callable[..., torch.Tensor]
     """B = make(W, *state)."""
     transport: Transport | None
+    stored: str | None
+    """The buffer that is B itself, where the rule only keeps it."""
     is_light: bool
     """Whether errors travel as δB by a B that costs no memory to speak of: it is stored, or the weight is small."""
 
@@ -42,11 +45,10 @@ class Feedback(NamedTuple):
         """Of a rule, for the parameter ``name``, a ``weight`` with the rule's ``state``."""
         transport = None if type(rule).transport is Rule.transport else rule.transport
         buffers = {key: buffer_name(name, key) for key in state}
-        is_light = weight.numel() <= SMALL
-        if not is_light:
-            B = rule.feedback(weight.detach(), state)
-            is_light = any(B is tensor for tensor in state.values())
-        return cls(rule, buffers, partial(_feedback, rule, tuple(state)), transport, is_light and transport is None)
+        is_stored = getattr(rule.feedback, "__func__", None) is StoredFeedback.feedback
+        is_light = transport is None and (is_stored or weight.numel() <= SMALL)
+        make = partial(_feedback, rule, tuple(state))
+        return cls(rule, buffers, make, transport, buffers["B"] if is_stored else None, is_light)
 
 
 def _feedback(rule: Rule, keys: tuple[str, ...], weight: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:
@@ -79,7 +81,7 @@ class FeedbackLeaf(nn.Module):
 
     def operand(self, name: str) -> Operand:
         """The weight ``name`` and what its B is made of, as they are now."""
-        _, buffers, make, transport, _ = self.lawful_feedback[name]
+        _, buffers, make, transport, *_ = self.lawful_feedback[name]
         entries = self._buffers
         sources: Any = tuple([entries[buffer] for buffer in buffers.values()])
         return Operand(getattr(self, name), sources, make, transport)  # one read: a parametrization computes it anew

@@ -65,35 +65,44 @@ class LinearLeaf(FeedbackLeaf):
         graph: Any = out.grad_fn
         if graph is not None and x.requires_grad:
             buffers: Any = self._buffers
-            state, version = {}, weight._version
-            for key, name in feedback.buffers.items():
-                entry = state[key] = buffers[name]
-                version += entry._version
-            graph._raw_saved_mat2.register_hooks(_forget, partial(_unpack, feedback.rule, weight, state, version))
+            if feedback.stored is not None:
+                B = buffers[feedback.stored]
+                B_of = partial(_stored, weight, B, weight._version + B._version)
+            else:
+                state, version = {}, weight._version
+                for key, name in feedback.buffers.items():
+                    entry = state[key] = buffers[name]
+                    version += entry._version
+                B_of = partial(_made, feedback.rule, weight, state, version)
+            graph._raw_saved_mat2.register_hooks(_forget, B_of)
         return out
 
 
-def _unpack(rule: Rule, weight: torch.Tensor, state: dict[str, torch.Tensor], version: int, _: None) -> torch.Tensor:
-    """Bᵀ, for the backward pass.
+# The hooks: Bᵀ for the backward pass. ``version`` is that of W and the rule's state at the forward pass, summed; each
+# only grows.
 
-    Args:
-        rule: with the plain transport.
-        weight: W.
-        state: the rule's state at the forward pass.
-        version: of W and the state, summed, at the forward pass; each only grows.
 
-    Raises:
-        DoubleBackwardError: with ``create_graph=True``.
-        ChangedInPlaceError: W or the state was changed after the forward pass.
-    """
-    if _is_grad_enabled():  # autograd would take B's graph for that of W
+def _stored(weight: torch.Tensor, B: torch.Tensor, version: int, _: None) -> torch.Tensor:
+    if _is_grad_enabled():
+        refuse()  # with create_graph=True autograd would take B's graph for that of W
+    if weight._version + B._version != version:
+        raise _changed(weight)
+    return B.t()
+
+
+def _made(rule: Rule, weight: torch.Tensor, state: dict[str, torch.Tensor], version: int, _: None) -> torch.Tensor:
+    if _is_grad_enabled():
         refuse()
     now = weight._version
     for entry in state.values():
         now += entry._version
     if now != version:
-        raise ChangedInPlaceError(
-            f"a weight of shape {tuple(weight.shape)}, or its feedback, was modified by an inplace operation "
-            "between the forward pass and the backward pass that needs it; do the backward pass first"
-        )
+        raise _changed(weight)
     return rule.feedback(weight, state).t()
+
+
+def _changed(weight: torch.Tensor) -> ChangedInPlaceError:
+    return ChangedInPlaceError(
+        f"a weight of shape {tuple(weight.shape)}, or its feedback, was modified by an inplace operation "
+        "between the forward pass and the backward pass that needs it; do the backward pass first"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -9,12 +10,12 @@ import torch
 
 from lawful.errors import SettingError
 from lawful.rules.base import DISTRIBUTIONS, Rule, draw
-from lawful.types import Array, State
+from lawful.rules.stored_feedback import FixedFeedback
 
 _INITS = (*DISTRIBUTIONS, "aligned")
 
 
-class FeedbackAlignment(Rule):
+class FeedbackAlignment(FixedFeedback):
     """B fixed, with potential Ψ(W) = ⟨B, W⟩: the seed's law ½‖W_i‖² − ⟨W_{i+1}, B_{i+1}⟩, neuron by neuron.
 
     Args:
@@ -56,7 +57,9 @@ class FeedbackAlignment(Rule):
             return self
         if parameter not in self.B:
             raise SettingError(f"FeedbackAlignment: no B was given for {parameter!r}; given: {', '.join(self.B)}")
-        return FeedbackAlignment(seed=self.seed, B=self.B[parameter])
+        bound = copy.copy(self)  # a subclass stays one
+        bound.B = self.B[parameter]
+        return bound
 
     def init(self, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw, copy or take B."""
@@ -70,14 +73,6 @@ class FeedbackAlignment(Rule):
         if self.init_name == "aligned":
             return {"B": weight.detach() * (1.0 if self.scale is None else self.scale)}
         return {"B": draw(weight, generator, init=self.init_name, scale=self.scale)}
-
-    def feedback(self, weight: Array, state: State) -> Array:
-        """The stored B."""
-        return state["B"]
-
-    def potential(self, weight: Array, state: State) -> Array:
-        """B ⊙ W per element."""
-        return state["B"] * weight
 
     def __repr__(self) -> str:
         """The call that makes this rule."""

@@ -8,8 +8,8 @@ import torch
 
 from lawful.errors import SettingError
 from lawful.rules.base import draw, fan_in
-from lawful.rules.fixed_base import FixedFeedback
 from lawful.rules.scale import check_scale, scale_text
+from lawful.rules.stored_feedback import FixedFeedback
 
 
 class LowRankFeedback(FixedFeedback):

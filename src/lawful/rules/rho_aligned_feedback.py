@@ -8,7 +8,7 @@ import torch
 
 from lawful.errors import SettingError
 from lawful.rules.base import draw
-from lawful.rules.fixed_base import FixedFeedback
+from lawful.rules.stored_feedback import FixedFeedback
 
 
 class RhoAlignedFeedback(FixedFeedback):

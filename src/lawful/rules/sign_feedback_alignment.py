@@ -6,12 +6,13 @@ from typing import ClassVar
 
 import torch
 
-from lawful.rules.base import Adjoint, Rule, draw, matmul_adjoint
+from lawful.rules.base import Adjoint, draw, matmul_adjoint
 from lawful.rules.scale import check_scale, scale_text
+from lawful.rules.stored_feedback import StoredFeedback
 from lawful.types import Array, State, namespace
 
 
-class SignFeedbackAlignment(Rule):
+class SignFeedbackAlignment(StoredFeedback):
     """δ_{i-1} = m · sign(δ_i B_i) ⊙ σ'(h_{i-1}) with B_i fixed and random.
 
     No potential: ⟨W, B⟩ belongs to an error that is linear in B. The sign forgets the size of the error, the 1/n of
@@ -43,10 +44,6 @@ class SignFeedbackAlignment(Rule):
     def init(self, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw B."""
         return {"B": draw(weight, generator, scale=self.scale)}
-
-    def feedback(self, weight: Array, state: State) -> Array:
-        """The stored B, whose image only the sign is kept of."""
-        return state["B"]
 
     def potential(self, weight: Array, state: State) -> Array | None:
         """None: ⟨W, B⟩ pairs with δB, and its sign is sent instead."""

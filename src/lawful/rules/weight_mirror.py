@@ -7,13 +7,14 @@ from typing import ClassVar
 import torch
 
 from lawful.errors import SettingError
-from lawful.rules.base import Rule, draw
+from lawful.rules.base import draw
 from lawful.rules.scale import check_scale, scale_text
+from lawful.rules.stored_feedback import StoredFeedback
 from lawful.rules.stream import advance, new_stream
 from lawful.types import Array, State
 
 
-class WeightMirror(Rule):
+class WeightMirror(StoredFeedback):
     """B ← (1 − η)B + η yᵀx/n with n rows of noise x ~ N(0, I) and the layer's linear reply y = xWᵀ.
 
     E[yᵀx] = nW, so B is a running mean of unbiased estimates of W made from the reply alone.
@@ -60,10 +61,6 @@ class WeightMirror(Rule):
     def init(self, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw B(0), and the key of the stream that the noise comes from."""
         return {"B": draw(weight, generator, scale=self.scale), **new_stream(weight, generator)}
-
-    def feedback(self, weight: Array, state: State) -> Array:
-        """The B learned so far."""
-        return state["B"]
 
     def potential(self, weight: Array, state: State) -> Array | None:
         """None: B moves on its own."""
