@@ -41,6 +41,10 @@ def curves(grid: Sequence[Cell], results: Sequence[Result], root: Path) -> Figur
     return Figure("results", "Rules compared", caption, panels)
 
 
+def _entries(results: Sequence[Result]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((result.task, result.column) for result in results))
+
+
 def page(grid: Sequence[Cell], results: Sequence[Result]) -> str:
     """The results as Markdown, with the budget that every rule had."""
     lines = [
@@ -67,10 +71,16 @@ def page(grid: Sequence[Cell], results: Sequence[Result]) -> str:
     rates = ", ".join(f"{lr:g}" for lr in sorted({result.lr for result in results}))
     seeds = len({result.seed for result in results})
     minutes = sum(result.seconds for result in results) / 60
+    chosen = [best([r for r in results if (r.task, r.column) == entry]) for entry in _entries(results)]
+    chosen = [runs[0].lr for runs in chosen if runs]
+    edges = [sum(lr == edge for lr in chosen) for edge in (min(r.lr for r in results), max(r.lr for r in results))]
     lines += [
         "",
         f"Every rule had {seeds} seeds and the learning rates {rates}: {len(results)} runs, {minutes:.0f} minutes of",
-        "processor time in all. Made by `python benchmarks/results.py`.",
+        f"processor time in all. Of the {len(chosen)} rates chosen {edges[0]} are the lowest, {edges[1]} the highest",
+        "of the grid: the budget is the same for all, and no rule is tuned to its best. KP runs without weight decay:",
+        "its feedback takes every step of the weights and keeps its distance from them. Made by",
+        "`python benchmarks/results.py`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -90,11 +90,13 @@ RULES: dict[str, Callable[[], object]] = {
     "FA": lawful.FeedbackAlignment,
     "uSF": lawful.UniformSignSymmetry,
     "frSF": lawful.FixedMagnitudeSignSymmetry,
+    "brSF": lawful.BatchwiseMagnitudeSignSymmetry,
     "KP": lawful.KolenPollack,
+    "KP, decay": lambda: lawful.KolenPollack(decay=1e-4),
     "DFA": lawful.DirectFeedbackAlignment,
 }
 SKIPPED = {("DFA", "ResNet-18-like, b32"): "residual paths leak"}
-BIOTORCH = {"FA": "fa", "uSF": "usf", "frSF": "frsf", "DFA": "dfa"}
+BIOTORCH = {"FA": "fa", "uSF": "usf", "frSF": "frsf", "brSF": "brsf", "DFA": "dfa"}
 
 
 def step_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, forward: Callable[..., torch.Tensor]) -> Step:

@@ -226,6 +226,70 @@ def test_stale_feedback_of_kolen_pollack_is_caught():
         model[2].weight.add_(0.1)
     assert lawcheck(model).ok
     assert not lawcheck(model, feedback=stale).ok
+    C = attachment.state("2.weight")["C"].double()
+    assert lawcheck(model, feedback={"2.weight": lambda W: W + C}).ok
+
+
+class SignOfItsOwn(nn.Linear):
+    """Somebody's uSF: B = sign(W) when the error comes back, or when the layer was made."""
+
+    def __init__(self, *sizes, stale):
+        super().__init__(*sizes)
+        self.register_buffer("old", self.weight.detach().sign() if stale else None)
+
+    def forward(self, x):
+        B = self.weight.detach().sign() if self.old is None else self.old
+        echo = nn.functional.linear(x, B)
+        return nn.functional.linear(x.detach(), self.weight, self.bias) + echo - echo.detach()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_other_peoples_feedback_that_follows_the_weight(stale):
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), SignOfItsOwn(5, 3, stale=stale))
+    assert lawcheck(model, feedback={"2.weight": torch.sign}).ok != stale
+    assert not lawcheck(model, feedback={"2.weight": lambda W: 2 * W.sign()}).ok
+    with pytest.raises(lawful.LawfulError, match="expected the dotted name"):
+        lawcheck(model, feedback={"2.weight": lambda W: W.T})
+
+
+class WrongTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        return g * (1 - y)
+
+
+class Wrapped(nn.Module):
+    def forward(self, x):
+        return WrongTanh.apply(x)
+
+
+@pytest.mark.parametrize("rule", [None, lawful.FeedbackAlignment(), lawful.SignFeedbackAlignment()])
+def test_a_derivative_of_the_models_own_is_not_compared_with_itself(rule):
+    """No law passes a tanh, so nothing can say that this one is wrong: neither may anything say that it is right."""
+    check = lawcheck(nn.Sequential(nn.Linear(3, 4), Wrapped(), nn.Linear(4, 2)), rule=rule)
+    assert {line.where for line in check.table if line.what == "gradient"} == {"2.weight", "2.bias"}
+    assert any("0.weight" in what and "WrongTanh" in what for what in check.unchecked)
+    plain = lawcheck(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), rule=rule)
+    assert len([line for line in plain.table if line.what == "gradient"]) == 4 and not plain.unchecked
+
+
+def test_gradients_without_an_explicit_form_are_named():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m, self.c = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.c(self.m(x, x, x)[0])
+
+    check = lawcheck(Attending(), torch.randn(5, 2, 4), rule=lawful.FeedbackAlignment())
+    assert check.ok and any("m.in_proj_weight" in what for what in check.unchecked)
 
 
 def test_loss_scaling_missed_at_one_layer():

@@ -102,7 +102,7 @@ def test_a_correct_norm_of_ones_own_passes_and_its_laws_are_tested(make, eps):
     check = lawcheck(*make(None, eps))
     assert check.ok, check
     assert {"0 (scale)", "0 (shift)"} <= {row.where for row in check.table}
-    assert check.unchecked == ()
+    assert all(what.startswith("gradients of 0.bias, 0.weight") for what in check.unchecked)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,8 @@ def test_a_norm_whose_eps_cannot_be_known_is_named_and_not_accused():
     for norm, why in ((Single(), "module '1' rounds to lower precision"), (Fused(), "layer_norm in module '1'")):
         check = lawcheck(nn.Sequential(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 2)), S)
         assert check.ok, check
-        assert len(check.unchecked) == 1 and check.unchecked[0].startswith("0 (scale)") and why in check.unchecked[0]
+        (unchecked,) = (what for what in check.unchecked if not what.startswith("gradients"))
+        assert unchecked.startswith("0 (scale)") and why in unchecked
         assert "unchecked  0 (scale)" in repr(check)
 
 

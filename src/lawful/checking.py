@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -29,15 +29,20 @@ from lawful.conservation.derive import laws_of, potentials_of
 from lawful.conservation.norm_calls import NormCall, amounts_of
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.readout import direct_attachment, recorded
-from lawful.conservation.run import example_input
+from lawful.conservation.run import inputs_of
 from lawful.conservation.scale import ScaleLaw
 from lawful.errors import LawfulError, SettingError
-from lawful.explicit import explicit_reference
+from lawful.explicit import explicit_reference, shared_derivatives
 from lawful.rules.base import Rule
 from lawful.rules.feedback_alignment import FeedbackAlignment
+from lawful.types import Array, State
 
 TOLERANCE: Final = 1e-10
 PROBES: Final = 3
+
+
+Claim = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
+"""The B that other people's code says it uses, or how it makes it from W."""
 
 
 class UnlawfulError(LawfulError, AssertionError):
@@ -101,7 +106,7 @@ def lawcheck(
     kwargs: Mapping[str, Any] | None = None,
     *,
     rule: Rule | Mapping[str, Rule] | None = None,
-    feedback: Mapping[str, torch.Tensor] | None = None,
+    feedback: Mapping[str, Claim] | None = None,
     loss_fn: Callable[[Any], torch.Tensor] | None = None,
 ) -> LawCheck:
     """Test the backward pass of a model against the laws of its rule, in float64, at several random weights.
@@ -111,7 +116,8 @@ def lawcheck(
         args: example inputs, a tensor or a tuple.
         kwargs: keyword inputs.
         rule: attach this rule first (to an unattached model).
-        feedback: for other people's code: dotted weight name -> the B that its backward pass claims to use.
+        feedback: for other people's code: dotted weight name -> the B that its backward pass claims to use, or a
+            function W -> B where B follows the weight (``torch.sign``), for lawcheck draws weights of its own.
         loss_fn: outputs -> loss, instead of random error signals at the outputs.
 
     Returns:
@@ -139,10 +145,7 @@ def lawcheck(
     if rule is not None:
         attach(twin, rule)
     given = _given(twin, feedback)
-    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    if not inputs and not kwargs:
-        inputs = (example_input(twin),)
-    inputs, named = tree_map(_double, (inputs, dict(kwargs or {})))
+    inputs, named = tree_map(_double, inputs_of(twin, args, kwargs))
     potentials = potentials_of(twin) if given is None else given
     own = {name: p.detach().clone() for name, p in twin.named_parameters()}
     _random_weights(twin, own, torch.Generator().manual_seed(PROBES))  # or laws come from a special initialisation
@@ -151,10 +154,10 @@ def lawcheck(
     laws = free.of_kind("neuron", "matrix", "bias", "range", "scale")  # exact for any error signal
     shifts = every.of_kind("shift")
     calls = {share.call for law in laws if isinstance(law, ScaleLaw) for share in law.norms}
-    reference = explicit_reference(twin, potentials) if direct_attachment(twin) is None else None
     run = _Run(inputs, named, loss_fn)
     worst: dict[tuple[str, str], float] = {}
     unchecked: dict[str, str] = {}
+    reference, compared = _reference(twin, potentials, run, unchecked)
     silent: set[tuple[str, str]] = set()
     for seed in range(PROBES):
         theta = _random_weights(twin, own, torch.Generator().manual_seed(seed))
@@ -164,7 +167,8 @@ def lawcheck(
             found += [(_identity(law), _violation(law, theta, gradients, _near(law, gradients))) for law in shifts]
         if reference is not None:
             reference.load_state_dict(twin.state_dict())
-            found += _explicit(run.backward(twin, seed)[0], run.backward(reference, seed)[0])
+            expected = run.backward(reference, seed)[0]
+            found += _explicit(run.backward(twin, seed)[0], {name: expected[name] for name in compared})
         found += _potentials(potentials, theta)
         silent |= {key for key, violation in found if violation is None}
         for key, violation in found:
@@ -227,6 +231,27 @@ def _unknown_eps(law: ScaleLaw, amounts: Mapping[NormCall, torch.Tensor]) -> str
         if call not in amounts:
             return f"the error at the output of {call} is not seen, so neither is what its eps adds"
     return ""
+
+
+def _reference(
+    twin: nn.Module, potentials: Callable[[str], Potential], run: _Run, unchecked: dict[str, str]
+) -> tuple[nn.Module | None, list[str]]:
+    """An independent implementation, and the parameters whose gradients it can judge; ``unchecked`` hears of others."""
+    if direct_attachment(twin) is not None:
+        return None, []
+    reference, beyond = explicit_reference(twin, potentials)
+    if reference is None:
+        unchecked["gradients"] = f"gradients: the explicit form is not written for {_some(beyond)}"
+        return None, []
+    shared = shared_derivatives(reference, run.outputs(reference))
+    for function, names in shared.items():
+        unchecked[function] = f"gradients of {_some(names)}: {function} has a derivative of its own, and no other"
+    behind = {name for names in shared.values() for name in names}
+    return reference, [name for name, _ in reference.named_parameters() if name not in behind]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _explicit(gradients: Tensors, expected: Tensors) -> Found:
@@ -294,6 +319,11 @@ class _Run:
     named: dict
     loss_fn: Callable[[Any], torch.Tensor] | None
 
+    def outputs(self, model: nn.Module) -> Any:
+        """Of one forward pass, with their graphs."""
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            return model(*self.inputs, **self.named)
+
     def backward(
         self, model: nn.Module, seed: int, calls: Iterable[NormCall] = (), axes: Sequence[int | None] = ()
     ) -> tuple[dict[str, torch.Tensor], dict[NormCall, torch.Tensor]]:
@@ -347,16 +377,39 @@ def _double(x: Any) -> Any:
     return x.detach().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
-def _given(model: nn.Module, feedback: Mapping[str, torch.Tensor] | None) -> Callable[[str], Potential] | None:
+def _given(model: nn.Module, feedback: Mapping[str, Claim] | None) -> Callable[[str], Potential] | None:
     if feedback is None:
         return None
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    potentials: dict[str, Potential] = {}
     for name, B in feedback.items():
-        if shapes.get(name) != B.shape:
+        claimed = B(weights[name]) if callable(B) and name in weights else B
+        if not isinstance(claimed, torch.Tensor) or name not in weights or weights[name].shape != claimed.shape:
+            got = tuple(claimed.shape) if isinstance(claimed, torch.Tensor) else repr(claimed)
             raise SettingError(
-                f"lawcheck: feedback[{name!r}] has shape {tuple(B.shape)}; expected the dotted name of a parameter "
-                f"and its shape, one of {', '.join(f'{n} {tuple(s)}' for n, s in shapes.items())}"
+                f"lawcheck: feedback[{name!r}] has shape {got}; expected the dotted name of a parameter and its shape, "
+                f"one of {', '.join(f'{n} {tuple(w.shape)}' for n, w in weights.items())}"
             )
-    rule = FeedbackAlignment()
-    states = {name: {"B": B.detach().double()} for name, B in feedback.items()}
-    return lambda name: Potential(rule, partial(states.__getitem__, name)) if name in states else SQUARE
+        if callable(B):
+            potentials[name] = Potential(_Claimed(B), dict)
+        else:
+            potentials[name] = Potential(FeedbackAlignment(), partial(dict, B=claimed.detach().double()))
+    return lambda name: potentials.get(name, SQUARE)
+
+
+class _Claimed(Rule):
+    """A B that somebody says follows the weight."""
+
+    name: ClassVar[str] = "claimed"
+
+    def __init__(self, claim: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._claim = claim
+
+    def init(self, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {}
+
+    def feedback(self, weight: Array, state: State) -> Array:
+        return self._claim(weight)
+
+    def potential(self, weight: Array, state: State) -> Array | None:
+        return None

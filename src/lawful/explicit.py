@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction
+from torch.utils._pytree import tree_leaves
 
 from lawful.attachment.base import attachment_or_none
 from lawful.conservation.potential import SQUARE, Potential
@@ -25,12 +27,21 @@ _AFFINE: Final = (
 )
 
 
-def explicit_reference(twin: nn.Module, potentials: Callable[[str], Potential]) -> nn.Module | None:
-    """A copy under backpropagation whose affine leaves carry the explicit form; None where it does not reach."""
+def explicit_reference(
+    twin: nn.Module, potentials: Callable[[str], Potential]
+) -> tuple[nn.Module | None, tuple[str, ...]]:
+    """A copy under backpropagation whose affine leaves carry the explicit form.
+
+    Returns:
+        The copy, or None and the names of the weights that are in no such leaf.
+    """
     plain = copy.deepcopy(twin)
     attachment = attachment_or_none(plain)
     if attachment is not None:
         attachment.remove()
+    for module in plain.modules():  # whatever hooks do to errors is not part of the rule
+        module._backward_hooks.clear()
+        module._backward_pre_hooks.clear()
     fed_back = {name for name, _ in plain.named_parameters(remove_duplicate=False) if potentials(name) is not SQUARE}
     for name, module in list(plain.named_modules()):
         weight = f"{name}.weight" if name else "weight"
@@ -39,7 +50,38 @@ def explicit_reference(twin: nn.Module, potentials: Callable[[str], Potential]) 
             continue
         fed_back.discard(weight)
         module.forward = partial(_explicit, module, stock, potentials(weight))  # type: ignore[method-assign]
-    return None if fed_back else plain
+    return (None, tuple(sorted(fed_back))) if fed_back else (plain, ())
+
+
+def shared_derivatives(reference: nn.Module, outputs: Any) -> dict[str, list[str]]:
+    """Parameters behind a derivative of the model's own, not torch's: there no reference is independent.
+
+    Args:
+        reference: what made the ``outputs``.
+        outputs: with their graphs.
+
+    Returns:
+        Name of the autograd Function -> the names of the parameters that its error goes on to.
+    """
+    names = {id(p): name for name, p in reference.named_parameters()}
+    graphs = [y.grad_fn for y in tree_leaves(outputs) if isinstance(y, torch.Tensor) and y.grad_fn is not None]
+    found: dict[str, list[str]] = {}
+    for node in _behind(graphs):
+        if isinstance(node, BackwardCFunction) and not isinstance(node, _OwnTransport._backward_cls):  # pyright: ignore[reportAttributeAccessIssue]
+            behind = [names[id(n.variable)] for n in _behind([node]) if id(getattr(n, "variable", None)) in names]
+            function = type(node).__name__.removesuffix("Backward")
+            found[function] = sorted({*found.get(function, ()), *behind})
+    return found
+
+
+def _behind(nodes: Iterable[Any]) -> set[Any]:
+    seen, front = set(), list(nodes)
+    while front:
+        node = front.pop()
+        if node not in seen:
+            seen.add(node)
+            front += [n for n, _ in node.next_functions if n is not None]
+    return seen
 
 
 def _explicit(module: nn.Module, stock: type[nn.Module], potential: Potential, x: torch.Tensor) -> torch.Tensor:

@@ -367,3 +367,46 @@ def test_a_rule_that_cannot_start_leaves_the_model_as_it_was():
     with pytest.raises(lawful.LawfulError, match="is zero"):
         lawful.attach(model, lawful.RhoAlignedFeedback(0.5))
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_each_of_two_optimizers_moves_the_rules_of_its_own_weights(frozen):
+    """W − B = (1 − λ)ᵗ (W(0) − B(0)) with t the steps of the optimizer that holds W."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    attachment = lawful.attach(model, lawful.KolenPollack(decay=0.1))
+    halves = [model[0].parameters(), model[2].parameters()]
+    optimizers = [torch.optim.SGD(half, lr=0.0 if frozen else 0.05) for half in halves]
+    for optimizer in optimizers:
+        attachment.follow(optimizer)
+    apart = {n: attachment.weight(n).detach() - attachment.feedback_of(n) for n in attachment.rules}
+    steps = {"0.weight": 3, "2.weight": 2}
+    for optimizer in (optimizers[0], optimizers[1], optimizers[0], optimizers[1], optimizers[0]):
+        optimizer.zero_grad()
+        model(torch.randn(5, 3).double()).square().sum().backward()
+        optimizer.step()
+    assert attachment.steps == 5
+    for name, t in steps.items():
+        now = attachment.weight(name).detach() - attachment.feedback_of(name)
+        torch.testing.assert_close(now, 0.9**t * apart[name], rtol=1e-12, atol=1e-12)
+
+
+def test_one_optimizer_on_copies_of_the_weights_still_moves_the_rules():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    attachment = lawful.attach(model, lawful.KolenPollack(decay=0.1))
+    masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=0.1)
+    attachment.follow(optimizer)
+    before = attachment.weight("2.weight").detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(attachment.weight("2.weight").detach(), 0.9 * before)
+
+
+def test_a_subclass_given_one_B_a_name_stays_one():
+    class Mine(lawful.FeedbackAlignment):
+        pass
+
+    given = {"0.weight": torch.ones(4, 3), "1.weight": torch.ones(2, 4)}
+    attachment = lawful.attach(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), Mine(B=given, seed=3))
+    assert {type(rule) for rule in attachment.rules.values()} == {Mine}
+    assert all(rule.seed == 3 for rule in attachment.rules.values())

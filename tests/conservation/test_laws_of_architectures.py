@@ -42,7 +42,7 @@ EXPECTED = {
     "mha": {"a": 8, "m.query + m.key": 8, "m.value": 8, "m.out_proj": 8},
     "densenet": {"a": 4, "b": 3},
     "unrolled rnn": {"ih + hh": 5},
-    "relu rnn": {"rnn": 5},
+    "relu rnn": {"rnn.l0": 5, "rnn.l1": 5},
     "pre-norm": {"n1": 8, "at.query + at.key": 8, "at.value": 8, "n2": 8, "f1": 9, "nf": 8},
     "positions": {"pos + emb + g": 6, "g": 6, "f": 5},
     "cnn": {"0": 4, "3": 6, "6": 4, "10": 5},
@@ -265,3 +265,25 @@ def test_reasons():
     assert "constant 0.5" in laws_of(padded, torch.randn(1, 1, 9)).reasons["0.weight"]
     zero = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ConstantPad1d(1, 0.0), nn.Conv1d(2, 1, 3))
     assert [law.kind for law in laws_of(zero, torch.randn(1, 1, 9))] == ["neuron", "matrix"]
+
+
+class Across(nn.Module):
+    """Attention over another sequence, with projections of their own and no bias, behind two recurrent layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(3, 4, num_layers=2, nonlinearity="relu")
+        self.m, self.c = nn.MultiheadAttention(4, 2, kdim=3, vdim=3, bias=False), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.c(self.m(self.rnn(x)[0], x, x)[0])
+
+
+@pytest.mark.parametrize("name", [*EXPECTED, "across"])
+def test_no_two_conserved_numbers_have_one_name(name):
+    """``values()`` would lose one of them."""
+    model, x = (Across(), torch.randn(5, 2, 3)) if name == "across" else build(name)
+    laws = laws_of(model, x)
+    assert len(laws.values(model)) == sum(len(law.names) for law in laws)
+    if name == "across":
+        assert {"rnn.l0", "rnn.l1", "m.query + m.key", "m.value"} <= {law.name for law in laws}

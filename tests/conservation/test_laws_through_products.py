@@ -211,3 +211,44 @@ def test_lawcheck_of_a_registered_module():
     }
     wrong = {"o": torch.ones(2, 4, 3)}
     assert not lawcheck(model, S, feedback=wrong).ok
+
+
+class Rectified(nn.Module):
+    def __init__(self, between, width=6):
+        super().__init__()
+        self.between, self.a, self.b = between, nn.Linear(3, 6), nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.b(self.between(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("between", "count"),
+    [
+        (lambda h: h.clamp(min=0), 6),
+        (lambda h: h.clamp(0), 6),
+        (lambda h: h.clone().clamp_(min=0.0), 6),
+        (lambda h: torch.clamp(h, max=0), 6),
+        (lambda h: h.clip(min=0), 6),
+        (lambda h: torch.clamp_min(h, 0), 6),
+        (lambda h: h.clamp_max(0), 6),
+        (lambda h: h.clamp(0, 1), 0),
+        (lambda h: h.clamp(min=0.1), 0),
+        (lambda h: h.clamp(min=torch.zeros(6).double()), 0),
+    ],
+)
+def test_a_clamp_at_zero_is_a_rectifier(between, count):
+    model = Rectified(between).double()
+    lawful.attach(model, lawful.FeedbackAlignment())
+    assert sum(len(law.names) for law in lawful.laws_of(model, torch.randn(5, 3).double())) == count
+    check = lawful.lawcheck(model, torch.randn(5, 3).double())
+    assert check.ok and (count == 0 or any(line.what == "identity" for line in check.table))
+
+
+@pytest.mark.parametrize("between", [nn.GLU(), lambda h: torch.nn.functional.glu(h, dim=1)])
+def test_a_gated_linear_unit_keeps_the_law_of_its_linear_half(between):
+    model = Rectified(between, 3).double()
+    lawful.attach(model, lawful.FeedbackAlignment())
+    (law,) = lawful.laws_of(model, torch.randn(5, 3).double())
+    assert [name.rpartition(" ")[2] for name in law.names] == ["0", "1", "2"]
+    assert lawful.lawcheck(model, torch.randn(5, 3).double()).ok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -267,6 +268,24 @@ def test_any_optimizer_of_torch():
     made = make_optimizer("AdamW:betas=(0.8, 0.9),weight_decay=0.1", parameters, 0.5)
     assert isinstance(made, torch.optim.AdamW)
     assert made.defaults["betas"] == (0.8, 0.9) and made.defaults["lr"] == 0.5
+
+
+OPTIMIZERS = sorted(name.lower() for name, kind in vars(torch.optim).items() if inspect.isclass(kind))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "optimizer"])
+def test_every_optimizer_trains_or_is_refused_at_the_start(name):
+    """Muon takes matrices alone, SparseAdam sparse gradients."""
+    settings = replace(SMALL, optimizer=name, epochs=1, rule="kp:decay=0.001")
+    if name in ("muon", "sparseadam"):
+        with pytest.raises(SettingError, match=f"{name}"):
+            Training(settings)
+        return
+    training = Training(settings)
+    before = weights(training)
+    training.run()
+    assert math.isfinite(training.history[-1].loss)
+    assert any(not torch.equal(now, before[key]) for key, now in weights(training).items())
 
 
 def test_data_are_standardised_and_split_for_good():

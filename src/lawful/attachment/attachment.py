@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -14,7 +14,9 @@ from lawful.attachment.coverage import Site, check_patterns, choose, survey
 from lawful.attachment.direct import DirectAttachment
 from lawful.attachment.distributed import give_to_ddp, keep_from_ddp
 from lawful.attachment.leaf import FeedbackLeaf, buffer_name
+from lawful.attachment.registry import EMBEDDING
 from lawful.attachment.reparametrised import read_weight
+from lawful.attachment.strays import StrayWatch, stray
 from lawful.attachment.swap import swap, unswap
 from lawful.errors import CoverageError, SettingError
 from lawful.rules.backprop import Backprop
@@ -38,7 +40,8 @@ def attach(model: nn.Module, rule: Rule | DirectRule | Mapping[str, Rule], *, st
 
     Raises:
         AttachmentError: the model carries a rule already, or has lazy parameters.
-        CoverageError: a weight cannot be covered (under ``strict``); nothing has been changed.
+        CoverageError: a weight cannot be covered (under ``strict``); nothing has been changed. The first forward pass
+            raises it where code multiplies by a module's weight without calling the module.
         SettingError: ``rule`` is no rule, a pattern matches nothing, or a B does not have its weight's shape.
 
     >>> import torch, lawful
@@ -76,7 +79,22 @@ class LayerAttachment(Attachment):
         self.coverage |= found.reasons | {n: f"NOT COVERED: {why}" for n, why in uncovered.items()}
         self._owners = {s.name: (s, *found.tied.get(s.name, ())) for s in found.sites}
         self._swap()
+        self._strict = strict
+        self._watch_strays({name for name, why in found.reasons.items() if why == EMBEDDING})
         self._enter()
+
+    def _watch_strays(self, embeddings: set[str]) -> None:
+        fed_back = {name for name, rule in self.rules.items() if not isinstance(rule, Backprop)}
+        twins = {site.name for name in fed_back for site in self._owners[name]}
+        prefixes = {name.rpartition(".")[0] for name in twins | embeddings}
+        watch = StrayWatch(frozenset(twins | embeddings), frozenset(prefixes), self._report_stray)
+        watch.is_done = not fed_back or "" in prefixes  # the model is one such module
+        self._hook = self.model.register_forward_pre_hook(watch)
+
+    def _report_stray(self, name: str, function: str) -> None:
+        if self._strict:
+            raise CoverageError(stray(name, function))
+        self.coverage[name] = f"NOT COVERED: {stray(name, function)}"
 
     def _swap(self) -> None:
         sites = {name: owners[0] for name, owners in self._owners.items()}
@@ -128,14 +146,17 @@ class LayerAttachment(Attachment):
             if isinstance(module, FeedbackLeaf):
                 unswap(module)
         give_to_ddp(self.model)
+        self._hook.remove()
         self._leave()
 
-    def _act(self) -> None:
+    def _act(self, is_stepped: Callable[[torch.Tensor], bool]) -> None:
         for name, rule in self.rules.items():
-            if type(rule).project is not Rule.project:
-                rule.project(self.weight(name))
-            if rule.learns:
-                rule.after_step(self.weight(name), self.state(name))
+            projects = type(rule).project is not Rule.project
+            if (projects or rule.learns) and is_stepped(weight := self.weight(name)):
+                if projects:
+                    rule.project(weight)
+                if rule.learns:
+                    rule.after_step(weight, self.state(name))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.

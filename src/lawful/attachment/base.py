@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -77,8 +77,8 @@ class Attachment(abc.ABC):
         """Rules that must act after optimizer steps, each with a parameter whose steps it must see."""
 
     @abc.abstractmethod
-    def _act(self) -> None:
-        """Let the rules act after an optimizer step."""
+    def _act(self, is_stepped: Callable[[torch.Tensor], bool]) -> None:
+        """Let the rules act after an optimizer step; ``is_stepped`` says whether a weight has taken it."""
 
     @property
     def attached(self) -> bool:
@@ -102,16 +102,20 @@ class Attachment(abc.ABC):
     def follow(self, optimizer: Optimizer) -> Attachment:
         """Let rules whose feedback learns, or who project their weights, act after each step of ``optimizer``.
 
-        Optimizer steps are counted in ``steps``. Returns the attachment itself.
+        Of several optimizers each moves the rules of its own weights. Steps of all are counted in ``steps``. Returns
+        the attachment itself.
         """
         if all(followed is not optimizer for followed, _ in self._followed):
-            self._followed.append((optimizer, optimizer.register_step_post_hook(lambda *_: self._after_step())))
+            hook = optimizer.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer))
+            self._followed.append((optimizer, hook))
         return self
 
     @torch.no_grad()
-    def _after_step(self) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         self.steps += 1
-        self._act()
+        elsewhere = {id(p) for other, _ in self._followed if other is not optimizer for p in _parameters(other)}
+        own = {id(p) for p in _parameters(optimizer)}
+        self._act(lambda weight: id(weight) in own or id(weight) not in elsewhere)
 
     def state_dict(self) -> dict[str, Any]:
         """What the model's own ``state_dict`` leaves out: rule states by ``<name>.<key>``, steps, a fingerprint."""
@@ -155,12 +159,16 @@ class Attachment(abc.ABC):
         return "Attachment(\n" + "".join(f"  {name}: {what}\n" for name, what in self.coverage.items()) + ")"
 
 
+def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
 def _refuse_unfollowed(optimizer: Optimizer, *_: Any) -> None:
     """After every optimizer step anywhere: a learning rule that this step left behind must not go unnoticed."""
     for attachment in _LEARNING:
         if any(followed is optimizer for followed, _ in attachment._followed):
             continue
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        stepped = {id(p) for p in _parameters(optimizer)}
         left = {type(rule).__name__ for rule, parameter in attachment._learners() if id(parameter) in stepped}
         if left:
             raise UnfollowedRuleError(

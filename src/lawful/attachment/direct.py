@@ -8,13 +8,15 @@ loss scaling, gradient accumulation and ``ignore_index`` are in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from lawful.attachment.base import Attachment
 from lawful.attachment.direct_graph import Lesson, Segment, audit
@@ -75,7 +77,8 @@ class DirectAttachment(Attachment):
             self._handles.append(model.get_submodule(tap).register_forward_hook(hook, with_kwargs=True))
         self._handles.append(model.get_submodule(self.output).register_forward_hook(_AtOutput(self)))
         self._handles.append(model.register_forward_hook(_Close(self)))
-        self._act()  # the rule's admissible set holds from the first forward pass on
+        self._act(lambda _: True)  # the rule's admissible set holds from the first forward pass on
+        _forget_compiled()
         self._enter()
 
     @property
@@ -104,6 +107,7 @@ class DirectAttachment(Attachment):
             module, call = self._place(name)
             for key in keys:
                 delattr(module, _buffer(call, key))
+        _forget_compiled()
         self._leave()
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -126,8 +130,8 @@ class DirectAttachment(Attachment):
             yield from ((self.rule, weight) for weight in self._downstream())
 
     @torch.no_grad()
-    def _act(self) -> None:
-        for weight in self._downstream():
+    def _act(self, is_stepped: Callable[[torch.Tensor], bool]) -> None:
+        for weight in filter(is_stepped, self._downstream()):
             self.rule.project(weight)
 
     def _downstream(self) -> Iterator[nn.Parameter]:
@@ -307,6 +311,12 @@ def _detach_all(value: Any) -> Any:
     return type(value)(map(_detach_all, value)) if isinstance(value, tuple | list) else value
 
 
+def _forget_compiled() -> None:
+    """Code that torch.compile made before does not look for new hooks (dynamo's ``skip_nnmodule_hook_guards``)."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 @dataclass(frozen=True)
 class _Open:
     """Before the model's forward pass."""
@@ -325,7 +335,7 @@ class _Cut:
     tap: str
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        inputs = tuple(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
+        inputs = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
         return self.attachment.cut(self.tap, inputs, output)
 
 

@@ -46,9 +46,14 @@ class Feedback(NamedTuple):
         transport = None if type(rule).transport is Rule.transport else rule.transport
         buffers = {key: buffer_name(name, key) for key in state}
         is_stored = getattr(rule.feedback, "__func__", None) is StoredFeedback.feedback
-        is_light = transport is None and (is_stored or weight.numel() <= SMALL)
+        is_light = transport is None and (is_stored or weight.numel() <= SMALL or _only_reads(rule, weight, state))
         make = partial(_feedback, rule, tuple(state))
         return cls(rule, buffers, make, transport, buffers["B"] if is_stored else None, is_light)
+
+
+def _only_reads(rule: Rule, weight: torch.Tensor, state: Mapping[str, torch.Tensor]) -> bool:
+    B = rule.feedback(weight.detach(), state)
+    return any(B is tensor for tensor in state.values())
 
 
 def _feedback(rule: Rule, keys: tuple[str, ...], weight: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from lawful.affine.slices import Slices
 from lawful.attachment.base import Attachment, attachment_or_none
 from lawful.conservation import elementwise, layers
 from lawful.conservation.balance import NOT_LINEAR, Known, Relation, Unseen
-from lawful.conservation.base import Law, LawSet
+from lawful.conservation.base import Law, LawSet, LayerLaw
 from lawful.conservation.bias import bias_laws
 from lawful.conservation.coarse import Stream, stream_relations
 from lawful.conservation.direct import DirectTrace
@@ -26,10 +26,10 @@ from lawful.conservation.error_maps import FeedbackOf
 from lawful.conservation.matrix import GramTerm, MatrixLaw
 from lawful.conservation.neuron import NeuronLaw, Term
 from lawful.conservation.norm_calls import NormCall, Share
-from lawful.conservation.potential import SQUARE, Potential
+from lawful.conservation.potential import SQUARE, Potential, WholePotential
 from lawful.conservation.range import range_laws
 from lawful.conservation.readout import Readout, ReadoutGram, ReadoutLaw, ReadoutTerm, direct_attachment, readout_name
-from lawful.conservation.run import example_input, follow, undone
+from lawful.conservation.run import follow, inputs_of, undone
 from lawful.conservation.scale import ScaleLaw
 from lawful.conservation.symmetry import shift_laws
 from lawful.conservation.taps import watched
@@ -97,7 +97,8 @@ def laws_of(
     Args:
         model: any module, attached or not (then the rule is backpropagation). A frozen parameter balances nothing.
         args: example inputs, a tensor or a tuple; may be left out when the model starts with a linear layer or an
-            embedding. They fix the path through the code, not the laws.
+            embedding. They fix the path through the code, not the laws; only masks must be like those of training (a
+            query that sees no key at all ends the bias law of the values).
         kwargs: keyword inputs.
         output: "softmax" when the loss does not see a common shift of the outputs (cross-entropy).
         force: treat activations that are not homogeneous as if they were (degree 1), to see the violation.
@@ -108,7 +109,7 @@ def laws_of(
         The laws, the reason for every weight whose output channels have none, and the unknown operations.
 
     Raises:
-        SettingError: inputs are needed, or ``output`` is not known.
+        SettingError: inputs are needed, or of a wrong kind, or ``output`` is not known.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> [law.formula for law in laws_of(model).of_kind("neuron")]
@@ -116,17 +117,15 @@ def laws_of(
     """
     if output not in ("free", "softmax"):
         raise SettingError(f"laws_of: output must be 'free' or 'softmax'; got {output!r}")
-    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    if not inputs and not kwargs:
-        inputs = (example_input(model),)
+    inputs, named = inputs_of(model, args, kwargs)
     trace = Trace(model, _forced(_HANDLERS) if force else _HANDLERS, trusting=identity)
     attachment = direct_attachment(model)
     if attachment is not None and not attachment.feedback:
         with undone(model):
-            model(*inputs, **dict(kwargs or {}))  # draws D, whose shape says what a feature of a block is
+            model(*inputs, **named)  # draws D, whose shape says what a feature of a block is
     direct = None if attachment is None else DirectTrace(attachment, trace, softmax=output == "softmax")
     with nullcontext() if attachment is None or direct is None else watched(attachment, direct):
-        outputs = follow(trace, model, inputs, dict(kwargs or {}))
+        outputs = follow(trace, model, inputs, named)
     classes = []
     for y in tree_leaves(outputs):
         if isinstance(y, torch.Tensor):
@@ -144,9 +143,11 @@ def laws_of(
         blocks = [block.term for block, _, _ in relation.parts if isinstance(block.term, _Block)]
         read = {b.slices.parameter: _psi(b, potential) for b in blocks if not b.written}
         flat = [name for name, psi in read.items() if not (psi.linear and (identity or psi.exists(theta[name])))]
+        lacks = {name: read[name] for name in flat}
+        found = _summed(relation, potential, theta, lacks) if flat else _laws(relation, potential, theta)
         for block in blocks if flat else ():
             lacking[block.slices] = read[flat[0]].lack(flat[0])
-        for law in () if flat else _laws(relation, potential, theta):
+        for law in found:
             laws.append(law)
             covered |= {block.slices for block in blocks}
     laws += shift_laws(trace)
@@ -202,7 +203,7 @@ def _seen_by_softmax(trace: Trace, y: torch.Tensor) -> int | None:
         return None
     for axis in (-1, 1):
         line = labels.movedim(axis, 0).reshape(y.shape[axis], -1)
-        if bool((line == line[:, :1]).all()):
+        if len(line) > 1 and bool((line == line[:, :1]).all()):  # one class alone is no softmax
             trace.norms.append(Sight("softmax output", line[:, 0].numpy()))
             return axis
     return None
@@ -255,6 +256,23 @@ def _laws(relation: Relation, potential: Potentials, theta: Mapping[str, torch.T
     slopes = [psi.slope(theta[b.slices.parameter].double()) for (b, _, _, _), psi in zip(real, own, strict=True)]
     if None not in slopes:
         yield from _matrix(name, relation, real, own, slopes, sign, source)
+
+
+def _summed(
+    relation: Relation, potential: Potentials, theta: Mapping[str, torch.Tensor], lacks: Mapping[str, Potential]
+) -> Iterator[Law]:
+    """The sum over a layer's neurons, where what ``lacks`` a potential of each column has one of the whole weight."""
+    wholes = {name: WholePotential(psi.rule, psi.state) for name, psi in lacks.items() if type(psi) is Potential}
+    if len(wholes) < len(lacks) or not all(psi.linear and psi.exists(theta[n]) for n, psi in wholes.items()):
+        return
+    for law in _laws(relation, lambda name: wholes.get(name) or potential(name), theta):
+        if isinstance(law, NeuronLaw) and law.kind == "neuron" and all(map(_is_entire, law.terms)):
+            yield LayerLaw(law)
+
+
+def _is_entire(term: Term) -> bool:
+    every = term.slices.window is None and term.channel.numel() == term.slices.count and bool((term.channel >= 0).all())
+    return every or not isinstance(term.potential, WholePotential)
 
 
 def _stream(stream: Stream, potential: Potentials) -> Iterator[Law]:

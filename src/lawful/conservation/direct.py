@@ -10,7 +10,7 @@ M, wherever δ_c M is the block's signal:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -189,23 +189,30 @@ class DirectTrace:
 
 
 class _Solution:
-    """M with signal_{i+1} M = signal_i, of smallest norm; solved again when somebody writes into a D."""
+    """M with signal_{i+1} M = signal_i, of smallest norm; solved again when a D is written into or replaced."""
 
     def __init__(self, trace: DirectTrace, tap: Tapped, following: Tapped) -> None:
         self._trace, self._tap, self._following = trace, tap, following
-        self._versions: list[int] = []
+        self._seen: list[tuple[torch.Tensor, int]] = []
         self._M = torch.zeros(0)
 
     def __call__(self) -> torch.Tensor:
         """M (out_{i+1}, out_i)."""
         states = [self._trace.attachment.state(tap.key) for tap in (self._tap, self._following)]
-        versions = [tensor._version for state in states for tensor in state.values()]
-        if versions != self._versions:
+        now = [(tensor, tensor._version) for state in states for tensor in state.values()]
+        if not _same(now, self._seen):
             taps = (self._following, self._tap)
             error = self._trace.errors(self._tap, 2)
             above, below = (self._trace.signal(tap, error) for tap in taps)
-            self._versions, self._M = versions, torch.linalg.pinv(above) @ below
+            self._seen, self._M = now, torch.linalg.pinv(above) @ below
         return self._M
+
+
+def _same(now: Sequence[tuple[torch.Tensor, int]], before: Sequence[tuple[torch.Tensor, int]]) -> bool:
+    """Whether these are the same tensors, not written to since."""
+    return len(now) == len(before) and all(
+        x is y and version == old for (x, version), (y, old) in zip(now, before, strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from lawful.conservation import structural
 from lawful.conservation.balance import NOT_LINEAR, Ids
+from lawful.conservation.labels import NONE, ZERO
 from lawful.conservation.products import View, view_of
 from lawful.conservation.structural import first
-from lawful.conservation.trace import NONE, ZERO, Handler, Trace
+from lawful.conservation.trace import Handler, Trace
 
 
 def homogeneous(degree: float = 1, *, linear: bool = False) -> Handler:
@@ -58,6 +59,28 @@ def curved(what: str) -> Handler:
     return handle
 
 
+def clamp(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """``clamp``, ``clip``, ``clamp_min`` and ``clamp_max``: a rectifier where the only bound is 0."""
+    names = {"clamp_min": ("input", "min"), "clamp_max": ("input", "max")}.get(
+        func.__name__.strip("_"), ("input", "min", "max")
+    )
+    bounds = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = [bounds[name] for name in ("min", "max") if bounds.get(name) is not None]
+    zero = len(given) == 1 and not isinstance(given[0], torch.Tensor) and given[0] == 0
+    (homogeneous() if zero else curved("clamp"))(trace, func, args, kwargs, out)
+
+
+def gated(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
+    """``F.glu``: a ⊙ sigmoid(a'), linear in its first half."""
+    labels = trace.labels(first(args, kwargs))
+    if labels is None:
+        trace.label(out, None)
+        return
+    linear, gate = labels.chunk(2, args[1] if len(args) > 1 else kwargs.get("dim", -1))
+    trace.spoil(gate, "the gate of a GLU is not homogeneous")
+    trace.label(out, trace.passes(linear, 1, None))
+
+
 def power(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """x^k for a number k; 2 ** x has its operands the other way round."""
     base, exponent = (*args, *kwargs.values())[:2]
@@ -93,6 +116,7 @@ def cut(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 def zeros(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """Known to be zero, so it adds to nothing."""
     trace.label(out, torch.full(out.shape, ZERO))
+    trace.blank.add(id(out))
 
 
 def _clipped(args: tuple[Any, ...], kwargs: dict) -> bool:
@@ -115,7 +139,7 @@ def pooling(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     shape = [1] * result.dim()
     shape[axis] = len(line)
     key = 0 if "avg" in func.__name__ else None
-    trace.padded(labels, always=key == 0 and "adaptive" not in func.__name__ and _clipped(args, kwargs))
+    trace.shift_shows(labels, always=key == 0 and "adaptive" not in func.__name__ and _clipped(args, kwargs))
     trace.label(result, trace.passes(torch.from_numpy(line), 1, key).reshape(shape).expand(result.shape))
 
 
@@ -135,9 +159,9 @@ def reduction(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
         trace.label(result, None)
         return
     key = 0 if func.__name__ in ("sum", "mean") else None
-    trace.padded(labels)
+    trace.shift_shows(labels)
     trace.label(result, trace.passes(top, 1, key).reshape(result.shape))
-    if func.__name__ == "mean" and not bool((labels == ZERO).any()):
+    if func.__name__ == "mean" and not trace.padding.reaches(labels):
         _carried(trace, result)
 
 
@@ -189,14 +213,19 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
     live = (classes >= 0).any(1)
     ids[live] = trace.balance.fresh(int(live.sum()), activation=True)
     unknown = (classes == NONE).any(1)
+    padded = trace.padding.of(classes)
+    all_padded = (padded | (classes == ZERO)).all(1)
     entries: list[tuple[Ids, Ids, float]] = []
     for i, column in enumerate(classes.T):
         reads = (column >= 0) & live
         amounts = trace.balance.fresh(int(reads.sum()))
         trace.balance.read(column[reads], amounts, 1, trace.courses(column[reads]) if linear else NOT_LINEAR)
         trace.balance.link(amounts, ids[reads])
+        trace.padding.inherit(column[reads & all_padded], ids[reads & all_padded])
+        trace.uneven.update(column[padded[:, i] & ~all_padded].tolist())  # a shift of it is none of the sum
         if carries:
-            trace.carry(amounts, ids[reads])
+            everywhere = ~padded[reads, i]
+            trace.carry(amounts[everywhere], ids[reads][everywhere])
         entries.append((np.nonzero(reads)[0], amounts, 1))
         if i in parameters:
             sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
@@ -220,6 +249,13 @@ def addition(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
     trace.label(out, torch.from_numpy(ids)[place])
 
 
+def _is_one_number(trace: Trace, x: object, out: torch.Tensor) -> bool:
+    """Whether x is the same for every example, position and channel: with all axes of ``out`` it may be of one each."""
+    if not isinstance(x, torch.Tensor) or x.dim() == 0:
+        return True
+    return x.numel() == 1 and (x.dim() == 1 < out.dim() or trace.parameter_of(x) is not None)
+
+
 def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """The product y = a ⊙ a': E(a) = E(y) = E(a'), whatever the other factor is; a parameter γ contributes γγ̇."""
     operands = _two(func, args, kwargs)
@@ -230,7 +266,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     if all(bool((l < 0).all()) for l in labels):
         trace.label(out, None)
         return
-    uniform = sum(isinstance(x, torch.Tensor) and x.numel() > 1 for x in operands) == 1
+    uniform = sum(not _is_one_number(trace, x, out) for x in operands) == 1
     classes, place = _classes(labels, out.shape)
     ids = np.full(len(classes), NONE)
     ids[(classes == ZERO).any(1)] = ZERO
@@ -240,6 +276,7 @@ def product(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         reads = (column >= 0) & live
         key = trace.courses(column[reads]) if uniform else NOT_LINEAR
         trace.balance.read(column[reads], ids[reads], 1, key)
+        trace.padding.inherit(column[reads], ids[reads])
         if i in parameters:
             sourced = trace.source(parameters[i].name, parameters[i].elements, place, len(classes))
             at = np.nonzero(live & (sourced >= 0))[0]
@@ -266,8 +303,8 @@ def quotient(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
         top, bottom = bottom, top
     trace.spoil(trace.labels(bottom), "a division by it")
     labels = trace.labels(top)
-    uniform = not isinstance(bottom, torch.Tensor) or bottom.numel() == 1
-    trace.label(out, None if labels is None else trace.passes(labels.expand(out.shape), 1, 0 if uniform else None))
+    key = 0 if _is_one_number(trace, bottom, out) else None
+    trace.label(out, None if labels is None else trace.passes(labels.expand(out.shape), 1, key))
 
 
 _LINEAR = "neg negative"
@@ -289,11 +326,10 @@ CURVED: Final = {
     "log_softmax": "log-softmax",
     "alpha_dropout": "alpha dropout",
     "feature_alpha_dropout": "alpha dropout",
-    "glu": "GLU",
     **{
         name: name
         for name in (
-            "tanh sigmoid softplus exp log sin cos erf clamp hardshrink log1p softshrink threshold logsumexp softsign "
+            "tanh sigmoid softplus exp log sin cos erf hardshrink log1p softshrink threshold logsumexp softsign "
             "tanhshrink rsqrt norm softmax"
         ).split()
     },
@@ -319,6 +355,8 @@ TABLE: Final[dict[str, Handler]] = {
     **dict.fromkeys(_HOMOGENEOUS.split(), homogeneous()),
     **dict.fromkeys(_DROPOUT.split(), dropout),
     **{name: curved(what) for name, what in CURVED.items()},
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), clamp),
+    "glu": gated,
     "softmax": softmax,
     "square": homogeneous(2),
     "sqrt": homogeneous(0.5),

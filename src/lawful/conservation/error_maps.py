@@ -18,7 +18,7 @@ from lawful.conservation.balance import Ids
 from lawful.conservation.base import Tensors
 from lawful.conservation.direct import DirectTrace, Tapped, is_linear, last_axis
 from lawful.conservation.potential import Potential
-from lawful.conservation.trace import ZERO, Trace
+from lawful.conservation.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class FeedbackOf:
 
     def _of_layer(self, amap: AffineMap) -> list[Hop]:
         onward, inputs = self.once(amap), self.trace.inputs.get(amap, ())
-        if onward is None or len(inputs) != 1 or not is_linear(amap) or bool((inputs[0] == ZERO).any()):
+        if onward is None or len(inputs) != 1 or not is_linear(amap) or self.trace.padding.reaches(inputs[0]):
             return []
         into = amap.into
         assert into is not None
@@ -98,6 +98,8 @@ class FeedbackOf:
         """D from the logits, and M from a layer that stands for the readout."""
         direct, trace, found = self.direct, self.trace, []
         assert direct is not None
+        if any(trace.padding.reaches(labels) for labels in trace.inputs.get(tap.reads, ())):
+            return []
         line = last_axis(trace.labels(tap.logits))
         if line is not None and tap.logits.dim() == tap.passed.dim() and direct.sends_D(tap):
             found.append(Hop(tap.reads, line, lambda theta: direct.D(tap).T, None, (), f"D({tap.key})"))

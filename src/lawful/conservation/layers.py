@@ -86,7 +86,19 @@ def attention(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwa
     if kwargs.get("enable_gqa"):
         times = a["query"].shape[-3] // a["key"].shape[-3]
         key, value = (None if x is None else x.repeat_interleave(times, -3) for x in (key, value))
-    attend(trace, query, key, value, out, averages=not a.get("dropout_p"))
+    mask = a.get("attn_mask")
+    hidden = _hidden(~mask if mask is not None and mask.dtype is torch.bool else mask)
+    attend(trace, query, key, value, out, averages=not a.get("dropout_p") and _all_attend(hidden))
+
+
+def _hidden(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The keys that a mask hides: True, or −∞ to be added."""
+    return mask if mask is None or mask.dtype is torch.bool else mask == -torch.inf
+
+
+def _all_attend(hidden: torch.Tensor | None) -> bool:
+    """Whether every query sees a key: torch's softmax over none is zero, and does not sum to one."""
+    return hidden is None or not bool(hidden.all(-1).any())
 
 
 def attend(
@@ -103,7 +115,7 @@ def attend(
         amounts, ids = score(trace, query, key), np.unique(key[key >= 0].numpy())
         if not np.isin(ids, query.numpy()).any():  # the softmax sees no shift of the keys alone
             trace.norms.append(Sight("keys", ids))
-            trace.padded(key)
+            trace.shift_shows(key)
             trace.score_amounts.update(amounts.tolist())
     else:
         for labels in (query, key):
@@ -113,7 +125,7 @@ def attend(
 
 def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
     """``nn.MultiheadAttention``: packed or separate projections, heads, output projection."""
-    a = bound(args, kwargs, "query key value")
+    a = bound(args, kwargs, "query key value key_padding_mask need_weights attn_mask")
     names = {key: trace.names[id(p)] for key, p in module.named_parameters()}
     if module.bias_k is not None or module.add_zero_attn:
         for x in (a["query"], a["key"], a["value"]):
@@ -130,14 +142,14 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...
         else:
             weight = f"{what[0]}_proj_weight"
             shape = tuple(getattr(module, weight).shape)
-            amap = maps.linear(names[weight], shape, None)
+            amap = maps.linear(names[weight], shape, None, None, what)
             if bias is not None:
                 amap = AffineMap(amap.out, amap.into, vector(bias, size, window, what))
         labels = trace.labels(a[what])
         trace.read_lines(amap, labels, -1)
         projected.append(torch.from_numpy(trace.write(amap)).reshape(heads, 1, size // heads))
     mixed = torch.empty(heads, 1, size // heads)
-    averages = not (module.dropout and module.training)
+    averages = not (module.dropout and module.training) and _all_attend(_hidden_keys(module, a))
     attend(trace, projected[0], projected[1], projected[2], mixed, averages=averages)
     joined = trace.labels(mixed)
     assert joined is not None
@@ -146,6 +158,16 @@ def multi_head(trace: Trace, module: nn.MultiheadAttention, args: tuple[Any, ...
     trace.label_axis(out[0], trace.write(last), -1)
     if out[1] is not None:
         trace.label(out[1], None)
+
+
+def _hidden_keys(module: nn.MultiheadAttention, a: dict) -> torch.Tensor | None:
+    """Which keys are hidden from which query, (…, queries, keys), by both of the module's masks."""
+    pairs, keys = _hidden(a.get("attn_mask")), _hidden(a.get("key_padding_mask"))
+    if keys is None:
+        return pairs
+    if pairs is not None and pairs.dim() == 3 and keys.dim() == 2:  # (examples · heads, queries, keys)
+        keys = keys.repeat_interleave(module.num_heads, 0)
+    return keys[..., None, :] if pairs is None else pairs | keys[..., None, :]
 
 
 def multi_head_function(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -163,8 +185,9 @@ def _relu_rnn(trace: Trace, module: Any, x: Any, out: Any) -> None:
         written = []
         maps_of = []
         for kind in ("ih", "hh"):
-            weight = f"weight_{kind}_l{layer}"
-            amap = maps.linear(names[weight], tuple(getattr(module, weight).shape), names.get(f"bias_{kind}_l{layer}"))
+            weight, part = f"weight_{kind}_l{layer}", f"l{layer}" if module.num_layers > 1 else ""
+            shape, bias = tuple(getattr(module, weight).shape), names.get(f"bias_{kind}_l{layer}")
+            amap = maps.linear(names[weight], shape, bias, None, part)
             part = torch.empty(1, module.hidden_size)
             trace.label_axis(part, trace.write(amap), -1)
             written.append(part)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lawful.affine import maps
+from lawful.conservation.labels import NONE
 from lawful.conservation.norm_calls import NormCall, NormForm, form_of
-from lawful.conservation.trace import NONE, ZERO, Sight, Trace
+from lawful.conservation.trace import Sight, Trace
 from lawful.conservation.twin import twin_of
 
 
@@ -33,6 +34,7 @@ def _scaled(trace: Trace, a: dict, out: torch.Tensor, axis: int) -> None:
 
 def _together(trace: Trace, what: str, call: NormCall, labels: torch.Tensor) -> None:
     """A norm takes the elements of each row together; E over the channels of a row vanishes as eps → 0."""
+    over_positions = (what == "group norm" and labels.dim() > 2) or call.form.axes > 1  # if only one in this example
     rows = call.form.rows(labels).flatten(1)
     if bool((rows == rows[:1]).all()):
         rows, kind_of = rows[:1], np.zeros(len(rows), dtype=np.int64)
@@ -48,10 +50,12 @@ def _together(trace: Trace, what: str, call: NormCall, labels: torch.Tensor) -> 
             trace.spoil(live, f"{what} over something that is no channel")
             continue
         kind = what
-        if bool((row == ZERO).any()) or bool((counts != counts[0]).any()):
+        one_position = not over_positions and bool((counts == 1).all())
+        padded = trace.padding.divides(row) if one_position else trace.padding.reaches(row)
+        if padded or bool((counts != counts[0]).any()):
             kind = "norm of padding"
         elif what != "RMS norm":
-            kind = "layer norm" if int(counts[0]) == 1 else "group norm"
+            kind = "layer norm" if one_position else "group norm"
         trace.spoil(live, f"{kind} mixes its channels")
         trace.norms.append(Sight(kind, ids.numpy(), call, np.nonzero(kind_of == number)[0]))
 
@@ -67,7 +71,7 @@ def batch_norm(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
         ids, rows = np.unique(line, return_index=True)
         ids, rows = ids[ids >= 0], rows[ids >= 0]
         if statistics and len(ids) == int((line >= 0).sum()):
-            trace.padded(labels)
+            trace.shift_shows(labels)
             trace.blind(ids, call, rows)
         else:
             trace.spoil(torch.from_numpy(ids), "batch norm in eval mode subtracts a constant")

@@ -98,7 +98,8 @@ class Potential:
     @property
     def elementwise(self) -> bool:
         """Whether a piece of B needs only that piece of W."""
-        return type(self.rule) in ELEMENTWISE
+        follows_all = isinstance(self.rule, UniformSignSymmetry) and self.rule.adaptive
+        return type(self.rule) in ELEMENTWISE and not follows_all
 
     @property
     def curvature(self) -> int | None:
@@ -124,6 +125,25 @@ class Potential:
             return 0
         tolerance = 64 * torch.finfo(weight.dtype).eps * (step.abs().max() + self.feedback(weight).abs().max())
         return 1 if bool(((jump - step).abs() <= tolerance).all()) else None
+
+
+class WholePotential(Potential):
+    """Ψ of a weight that is no sum over elements: what the elements are given has a meaning only in all."""
+
+    @property
+    def elementwise(self) -> bool:
+        """No: every share depends on the whole weight."""
+        return False
+
+    def value(self, weight: torch.Tensor, cut: Cut = _whole) -> torch.Tensor:
+        """Shares of Ψ, of the whole weight."""
+        psi = self.rule.whole_potential(weight, self._state(weight))
+        assert psi is not None
+        return psi
+
+    def exists(self, weight: torch.Tensor) -> bool:
+        """Whether the rule has a potential of the whole weight."""
+        return self.rule.whole_potential(weight, self._state(weight)) is not None
 
 
 def bregman(potential: Potential, weight: torch.Tensor, delta: torch.Tensor, cut: Cut = _whole) -> torch.Tensor:

@@ -19,7 +19,8 @@ import torch
 
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices, vector
-from lawful.conservation.trace import NONE, ZERO, Trace, severed
+from lawful.conservation.labels import NONE, ZERO
+from lawful.conservation.trace import Trace, severed
 
 Call = Callable[..., Any]
 
@@ -151,7 +152,7 @@ def mix(trace: Trace, values: torch.Tensor, shape: torch.Size, *, averages: bool
         trace.spoil(values, "a product over channels that is no layer")
         return None
     mixed = trace.passes_by(top, _heads(top))
-    if averages and not bool((values == ZERO).any()):
+    if averages and not trace.padding.reaches(values):
         ids = np.unique(mixed.numpy())
         trace.carry(ids[ids >= 0], ids[ids >= 0])
     return mixed.expand(shape)

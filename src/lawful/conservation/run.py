@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,23 @@ from lawful.affine.maps import is_hf_conv1d
 from lawful.conservation import layers, norms
 from lawful.conservation.trace import Trace
 from lawful.errors import SettingError
+
+
+def inputs_of(model: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword inputs of a model as its caller gave them; of no inputs, an example.
+
+    Raises:
+        SettingError: ``args`` is no tensor, tuple or list, or ``kwargs`` no mapping; none can be guessed.
+    """
+    if not isinstance(args, torch.Tensor | tuple | list) or not isinstance(kwargs, Mapping | None):
+        raise SettingError(
+            f"expected a tensor or a tuple of inputs, and a mapping of keyword inputs; got {type(args).__name__} and "
+            f"{type(kwargs).__name__}: write (model, (x, y), {{'mask': m}})"
+        )
+    inputs = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    if not inputs and not kwargs:
+        inputs = (example_input(model),)
+    return inputs, dict(kwargs or {})
 
 
 def example_input(model: nn.Module) -> torch.Tensor:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lawful.conservation.trace import NONE, ZERO, Handler, Trace
+from lawful.conservation.labels import NONE, ZERO, tells_apart
+from lawful.conservation.trace import Handler, Trace
 
 
 def spelled(*what: Any) -> str:
@@ -45,10 +46,14 @@ def structural(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kw
 
     moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
     moving = func.__name__ in _MOVING
+    each = func.__name__ == "__getitem__" and _tells_elements_apart(args[1], args[0])
+    joins_zeros = func.__name__ in _JOINING and any(id(x) in trace.blank for x in present)
     for i, (y, labels) in enumerate(zip(tree_leaves(out), tree_leaves(moved), strict=True)):
         trace.label(y, labels)
+        if joins_zeros and not tells_apart(labels, _axis_of(args, kwargs)):
+            trace.padding.add(labels)
         if moving:
-            trace.moved(labels, f"{i} of {func.__name__} {spelled(args[1:], kwargs)}")
+            trace.moved(labels, f"{i} of {func.__name__} {spelled(args[1:], kwargs)}", each=each)
 
 
 def assigned(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -59,10 +64,26 @@ def assigned(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwar
         trace.label(target, None)
         return
     labels = torch.full(target.shape, NONE) if old is None else old.clone()
-    trace.moved(labels[index], f"overwritten at {spelled(index)}")
-    labels[index] = trace.full(value, torch.Size()) if written is None else written
-    trace.moved(labels[index], f"written at {spelled(index)}")
+    new = trace.full(value, torch.Size()) if written is None else written
+    place, each = spelled(index), _tells_elements_apart(index, target)
+    blank = bool((labels == ZERO).all())
+    trace.moved(labels[index], f"overwritten at {place}", each=each)
+    if not labels[index].numel():  # here it changes nothing; for other inputs it may
+        if bool((new == ZERO).all()):
+            trace.padding.add(labels)
+        else:
+            trace.spoil(labels, "something is written into it, though nothing of this example")
+    labels[index] = new
+    if blank and not bool((labels == ZERO).any()):
+        trace.padding.add(labels[index])
+    trace.moved(labels[index], f"written at {place}", each=each)
     trace.label(target, labels)
+
+
+def _tells_elements_apart(index: Any, target: torch.Tensor) -> bool:
+    """Whether an index picks its own positions of every channel: a mask of the target's shape, several lists."""
+    picks = [i for i in tree_leaves(index) if isinstance(i, torch.Tensor)]
+    return len(picks) > 1 or any(i.dtype is torch.bool and i.dim() == target.dim() for i in picks)
 
 
 def unfold(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, out: Any) -> None:
@@ -90,11 +111,24 @@ def pad(trace: Trace, func: Callable[..., Any], args: tuple[Any, ...], kwargs: d
         return
     trace.moved(labels, f"pad {width}")
     if mode == "constant":
+        if _pads_positions(labels, width):
+            trace.padding.add(labels)
         if value:
             trace.spoil(labels, f"padding with the constant {value}")
         trace.label(out, F.pad(labels.double(), width, value=NONE if value else ZERO).long())
     else:
         trace.label(out, F.pad(labels.double(), width, mode=mode).long())
+
+
+def _pads_positions(labels: torch.Tensor, width: Any) -> bool:
+    """Not only channels; widths that are all zero may be of another length for other inputs."""
+    axes = [labels.dim() - 1 - i // 2 for i in range(len(width)) if width[i] or not any(width)]
+    return any(not tells_apart(labels, axis) for axis in axes)
+
+
+def _axis_of(args: tuple[Any, ...], kwargs: dict) -> int:
+    """The axis that ``cat`` joins along, or ``stack`` makes."""
+    return args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
 
 
 _STRUCTURAL = (
@@ -108,6 +142,7 @@ _MOVING = frozenset(
     "diagonal".split()
 )
 """Structural operations that change at which positions channels meet, if they are done to some and not to others."""
+_JOINING = frozenset("cat concat concatenate stack".split())
 _PROPERTIES = "get T,get mT"
 
 TABLE: Final[dict[str, Handler]] = {

@@ -22,12 +22,9 @@ from torch.utils._pytree import tree_leaves
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices
 from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known, Unseen
+from lawful.conservation.labels import NONE, ZERO, channels_of
 from lawful.conservation.norm_calls import NormCall, NormForm
-
-NONE = -1
-"""Label of an element of no channel: its E is not followed."""
-ZERO = -2
-"""Label of an element that is always zero (padding): it belongs to any channel."""
+from lawful.conservation.padding import Padding
 
 Held = Mapping[int, torch.Tensor | None]
 """Labels by the id of a tensor."""
@@ -82,6 +79,8 @@ class Trace(TorchFunctionMode):
         self.turns: Counter[tuple[str, str]] = Counter()
         self.norms: list[Sight] = []
         self.uneven: set[int] = set()
+        self.padding = Padding()
+        self.blank: set[int] = set()
         self.moves: dict[int, tuple[str, ...]] = {}
         self.writers: dict[AffineMap, list[Ids]] = {}
         self.readers: dict[tuple[AffineMap, Slices], list[tuple[Ids, Ids]]] = {}
@@ -94,6 +93,7 @@ class Trace(TorchFunctionMode):
         self.carries: list[tuple[Ids, Ids]] = []
         self._unheard: list[Ids] = []
         self._labels: dict[int, torch.Tensor | None] = {}
+        self._versions: dict[int, int] = {}
         self._alive: list[object] = []
         self._asked: set[int] = set()
         self._used: set[str] = set()
@@ -105,6 +105,7 @@ class Trace(TorchFunctionMode):
     def label(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
         """Give a tensor its labels; None says that it is known and has no channels."""
         self._labels[id(tensor)] = labels
+        self._versions[id(tensor)] = _version(tensor)
         self._alive.append(tensor)
         self.mixtures.discard(id(tensor))  # it may be an old one, changed in place
         if (node := _node(tensor)[0]) is not None:
@@ -116,8 +117,9 @@ class Trace(TorchFunctionMode):
             return None
         node, _ = _node(x)
         hidden = node is not None and node not in self._nodes
+        written = self._versions.get(id(x)) != _version(x)  # through a view, or what it is a view of
         self._asked.add(id(x))
-        if id(x) not in self._labels or (hidden and not self.trusting):
+        if id(x) not in self._labels or written or (hidden and not self.trusting):
             self._foreign(x)  # perhaps made by known operations, inside a Function with a backward pass of its own
         return self._labels[id(x)]
 
@@ -135,6 +137,11 @@ class Trace(TorchFunctionMode):
         if id(base) in self.names:  # it stands for a parameter
             self.label(tensor, None)
             return
+        if self.trusting and made_by is not None and made_by.name() == "BackwardHookFunctionBackward":
+            hooked, _ = made_by.next_functions[tensor.output_nr]  # the identity, to which a module's hooks are tied
+            if hooked in self._nodes:
+                self.label(tensor, self._nodes[hooked])
+                return
         self.spoil(self._labels.get(id(tensor)), f"{made_by.name() if made_by else '?'} is unknown")
         front, seen = [made_by], set()
         while front:
@@ -176,6 +183,7 @@ class Trace(TorchFunctionMode):
         new[alive] = torch.from_numpy(ids)
         source = old[alive].numpy()
         self.balance.read(source, ids, degree, NOT_LINEAR if key is None else self.courses(source))
+        self.padding.inherit(source, ids)
         return new[place]
 
     def passes_by(self, labels: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -185,6 +193,7 @@ class Trace(TorchFunctionMode):
         ids = self.balance.fresh(int(alive.sum()), activation=True)
         key = keys.reshape(-1).numpy()[first[alive]]
         self.balance.read(old[alive], ids, 1, key + (int(keys.max()) + 1) * self.courses(old[alive]))
+        self.padding.inherit(old[alive], ids)
         new = old.copy()
         new[alive] = ids
         return torch.from_numpy(new[place.reshape(labels.shape)])
@@ -202,17 +211,20 @@ class Trace(TorchFunctionMode):
         amounts = self.balance.fresh(len(line), known=Known(Unseen(call, rows), np.arange(len(line))))
         self.balance.read(line, amounts, 1, NOT_LINEAR)
 
-    def moved(self, labels: torch.Tensor, how: str) -> None:
-        """These channels were sliced, rolled or flipped; channels moved apart meet at other positions afterwards."""
-        for i in torch.unique(labels).tolist():
-            if i >= 0 and how not in self.moves.get(i, ()):
-                self.moves[i] = (*self.moves.get(i, ()), how)
+    def moved(self, labels: torch.Tensor, how: str, *, each: bool = False) -> None:
+        """These channels were sliced, rolled or flipped; channels moved apart meet at other positions afterwards.
 
-    def padded(self, labels: torch.Tensor, *, always: bool = False) -> None:
+        ``each``: every channel in its own way.
+        """
+        for i in channels_of(labels):
+            way = f"{how} as {i}" if each else how
+            if way not in self.moves.get(i, ()):
+                self.moves[i] = (*self.moves.get(i, ()), way)
+
+    def shift_shows(self, labels: torch.Tensor, *, always: bool = False) -> None:
         """Positions of these channels are not alike when some of them are zero: a shift of a channel shows."""
-        if always or bool((labels == ZERO).any()):
-            ids = torch.unique(labels)
-            self.uneven.update(ids[ids >= 0].tolist())
+        if always or self.padding.reaches(labels):
+            self.uneven.update(channels_of(labels))
 
     @contextmanager
     def as_mixture(self, source: object, *outputs: object) -> Iterator[None]:
@@ -346,6 +358,8 @@ class Trace(TorchFunctionMode):
         for x in before:  # an operation in place gave it another node
             if (node := _node(x)[0]) is not None:
                 self._nodes.setdefault(node, held[id(x)])
+        if before:  # the one that operations in place write into
+            self._versions[id(before[0])] = _version(before[0])
         after = [y for y in tree_leaves(args[0] if name == "setitem" else out) if isinstance(y, torch.Tensor)]
         handler = self.handlers.get(name)
         if after:
@@ -353,7 +367,7 @@ class Trace(TorchFunctionMode):
                 if handler is not None:
                     handler(self, func, args, kwargs, out)
                 else:
-                    if any(self._parameter(x) for x in before):
+                    if any(self.parameter_of(x) for x in before):
                         self.note_unknown(name)
                     self._unhandled(name, [labels for x in before if (labels := self.labels(x)) is not None], out)
         return out
@@ -381,7 +395,7 @@ class Trace(TorchFunctionMode):
             yield
         finally:
             self.paused -= 1
-        read = {name for x in operands if not severed(x) and (name := self._parameter(x)) is not None}
+        read = {name for x in operands if not severed(x) and (name := self.parameter_of(x)) is not None}
         why = f"is used by {what} in a way that is not followed"
         if not torch.is_grad_enabled() and not self.trusting:  # a custom Function may give it a gradient all the same
             self.loose.update({name: f"{name} is used without a graph" for name in read | self._used})
@@ -390,11 +404,11 @@ class Trace(TorchFunctionMode):
         for x in operands:
             if id(x) not in self._asked:
                 self.spoil(held.get(id(x)), f"it {why}")
-        viewed = {self._parameter(y) for y in outputs}
+        viewed = {self.parameter_of(y) for y in outputs}
         for name in read - self._used - viewed:
             self.loose.setdefault(name, f"{name} {why}")
 
-    def _parameter(self, x: torch.Tensor) -> str | None:
+    def parameter_of(self, x: torch.Tensor) -> str | None:
         """The parameter that a tensor is or views."""
         return self.names.get(id(x)) or self.names.get(id(_node(x)[1]))
 
@@ -420,6 +434,11 @@ def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
     """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
     with torch._C.DisableTorchFunctionSubclass():
         return x.grad_fn, x._base
+
+
+def _version(x: torch.Tensor) -> int:
+    with torch._C.DisableTorchFunctionSubclass():
+        return 0 if x.is_inference() else x._version
 
 
 def _name(func: Any) -> str:

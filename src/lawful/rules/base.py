@@ -51,6 +51,13 @@ class Rule(abc.ABC):
     def potential(self, weight: Array, state: State) -> Array | None:
         """Ψ per element of ``weight`` with B = ∇Ψ(W), or None when the rule has no potential."""
 
+    def whole_potential(self, weight: Array, state: State) -> Array | None:
+        """Ψ of the whole weight, shared out over its elements, where Ψ is no sum over elements; None for other rules.
+
+        Only the sum over all neurons in front of such a weight is constant.
+        """
+        return None
+
     def transport(self, delta: Array, B: Array, adjoint: Adjoint = matmul_adjoint) -> Array:
         """The error sent to a layer's input: the layer's adjoint with B in the weight's place."""
         return adjoint(delta, B)
@@ -77,7 +84,10 @@ def generator_for(seed: int, parameter: str) -> torch.Generator:
 
 
 def fan_in(weight: torch.Tensor) -> int:
-    """Number of inputs that one output channel sums: ``weight[0].numel()``."""
+    """Number of inputs that one output channel sums: ``weight[0].numel()``.
+
+    Where the first axis is that of the inputs (transposed convolutions, Hugging Face's Conv1D) this is the fan-out.
+    """
     return max(1, weight[0].numel()) if weight.ndim > 1 else 1
 
 

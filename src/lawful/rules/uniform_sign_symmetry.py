@@ -52,6 +52,11 @@ class UniformSignSymmetry(Rule):
         """s|W| per element, or None when s is recomputed from W."""
         return None if self.adaptive else state["scale"] * namespace(weight).abs(weight)
 
+    def whole_potential(self, weight: Array, state: State) -> Array | None:
+        """½ mean|W| · |W| per element, ‖W‖₁²/(2N) in all, for the adaptive s."""
+        size = namespace(weight).abs(weight)
+        return size.mean() * size / 2 if self.adaptive else None
+
     def __repr__(self) -> str:
         """The call that makes this rule."""
         return f"UniformSignSymmetry(adaptive={self.adaptive}{scale_text(self.scale)})"

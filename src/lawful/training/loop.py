@@ -109,15 +109,26 @@ class Training:
         self.model.train()
         return right / self.data.y_test.numel()
 
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """One optimizer step; the loss before it."""
+
+        def closure() -> torch.Tensor:
+            self.optimizer.zero_grad()
+            loss = self._loss(self.model, x, y)
+            loss.backward()
+            return loss.detach()
+
+        if isinstance(self.optimizer, torch.optim.LBFGS):  # asks for the loss again and again
+            return self.optimizer.step(closure)  # pyright: ignore[reportReturnType]
+        loss = closure()
+        self.optimizer.step()
+        return loss
+
     def _epoch(self, epoch: int, observers: Sequence[Observer]) -> Epoch:
         begin, total, seen = time.perf_counter(), 0.0, 0
         self.model.train()
         for x, y in self._batches(epoch):
-            self.optimizer.zero_grad()
-            loss = self._loss(self.model, x, y)
-            loss.backward()
-            self.optimizer.step()
-            now = float(loss.detach())
+            now = float(self._step(x, y))
             if not math.isfinite(now):
                 raise DivergenceError(
                     f"the loss is {now} in epoch {epoch}: lower the learning rate (lr is {self.settings.lr:g})"

@@ -15,7 +15,7 @@ class TerminalProgress:
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=30),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("loss {task.fields[loss]}{task.fields[last]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -30,7 +30,9 @@ class TerminalProgress:
         self._epochs = epochs
         if done:
             self._print(f"[dim]resumed after epoch {done} of {epochs}[/dim]")
-        self._task = self._progress.add_task("", total=epochs, completed=done, epoch=f"{done}/{epochs}", loss="–")
+        self._task = self._progress.add_task(
+            "", total=epochs, completed=done, epoch=f"{done}/{epochs}", loss="–", last=""
+        )
         self._progress.start()
 
     def stepped(self, epoch: int, fraction: float, loss: float) -> None:
@@ -40,7 +42,9 @@ class TerminalProgress:
             self._progress.update(self._task, completed=epoch - 1 + fraction, epoch=shown, loss=f"{loss:.4f}")
 
     def finished(self, record: Epoch) -> None:
-        """Prints a line that stays."""
+        """Prints a line that stays; the bar goes on with what was measured last."""
+        if self._task is not None:
+            self._progress.update(self._task, last=f"  accuracy {record.accuracy:.2%}  angle {record.angle:.1f}°")
         self._print(
             f"epoch {record.epoch:>3}/{self._epochs}  loss {record.loss:.4f}  accuracy {record.accuracy:7.2%}  "
             f"angle to backprop {record.angle:5.1f}°  [dim]{record.seconds:.1f} s[/dim]"

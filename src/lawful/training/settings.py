@@ -95,7 +95,9 @@ def make_optimizer(text: str, parameters: Iterable[nn.Parameter], lr: float) -> 
 
 
 def _is_optimizer(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    """Not SparseAdam, which refuses the gradients of dense models."""
+    kind = torch.optim.Optimizer
+    return inspect.isclass(value) and issubclass(value, kind) and value not in (kind, torch.optim.SparseAdam)
 
 
 def _options(text: str, rest: str) -> dict[str, Any]:

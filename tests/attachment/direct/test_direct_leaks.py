@@ -136,3 +136,33 @@ def test_a_shared_activation_gets_one_projection_a_call():
     attachment = lawful.attach(model, lawful.DirectFeedbackAlignment(taps=["1"]))
     model(torch.randn(2, 3))
     assert {tap: tuple(D.shape) for tap, D in attachment.feedback.items()} == {"1": (2, 4), "1#1": (2, 5)}
+
+
+class Skipping(nn.Module):
+    """A block that is given a list, as in a DenseNet or a U-Net; with the list its inputs go on past it."""
+
+    def __init__(self, leaks):
+        super().__init__()
+        self.stem, self.block, self.head, self.leaks = nn.Linear(3, 4), Joined(), nn.Linear(4, 2), leaks
+
+    def forward(self, x):
+        h = self.stem(x)
+        y = self.block([h, h.relu()])
+        return self.head(y + h if self.leaks else y)
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, parts):
+        return self.fc(torch.cat(parts, -1)).tanh()
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_path_around_a_block_that_is_given_a_list(leaks):
+    model = Skipping(leaks)
+    attachment = lawful.attach(model, lawful.DirectFeedbackAlignment(taps=["block"]), strict=False)
+    model(torch.randn(2, 3))
+    assert attachment.coverage["stem.weight"].startswith("NOT COVERED: backpropagated error reaches it") == leaks

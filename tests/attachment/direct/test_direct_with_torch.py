@@ -183,3 +183,18 @@ def test_training_lowers_the_loss_with_every_direct_rule():
             cross_entropy(model(x), y).backward()
             optimizer.step()
         assert (model(x).argmax(1) == y).float().mean() > 0.8, rule
+
+
+def test_what_was_compiled_before_learns_of_the_rule():
+    """dynamo does not look for new hooks by itself."""
+    model = CASE.module()
+    compiled = torch.compile(model, backend="aot_eager")
+    x = CASE.batch()
+    plain = gradients(model, compiled)
+    attachment = lawful.attach(model, lawful.DirectFeedbackAlignment())
+    model(x)  # draws D
+    taught = gradients(model, compiled)
+    assert_close(taught, gradients(model, model))
+    assert not torch.allclose(taught["0.weight"], plain["0.weight"])
+    attachment.remove()
+    assert_close(gradients(model, compiled), plain)

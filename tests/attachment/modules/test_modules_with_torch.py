@@ -185,6 +185,27 @@ def test_autocast(kind):
 
 
 @every_kind
+def test_autocast_sends_errors_through_B(kind):
+    """A random B: in bfloat16 the gradients are those of the same attached model in float32, up to rounding."""
+    model, _, x = attached(kind, dtype=torch.float32)
+    results = []
+    for enabled in (True, False):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(x)
+        out.float().square().sum().backward()
+        results.append(parameter_list(model))
+    least = 0.01 * max(float(exact.norm()) for exact in results[1])  # a gradient that vanishes is all rounding
+    for ours, exact in zip(*results, strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours - exact).norm()) <= 0.05 * max(float(exact.norm()), least)
+
+
+def parameter_list(model):
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@every_kind
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_gradient_checkpointing(kind, reentrant):
     model, _, x = attached(kind)

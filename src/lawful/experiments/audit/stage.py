@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,11 +57,11 @@ def _checks(found: Audit) -> list[Claim]:
         negligible("audit.books", "conservation", "The causes explain every change of every law (largest relative "
                    "remainder).", found.residual, BOOKS),
     ]  # fmt: skip
-    predicted: Mapping[str, float] = {site.name: site.missed for site in found.sites if site.predicted is not None}
+    predicted = [site.missed for site in found.sites if site.predicted is not None]
     if predicted:
         checks.append(
             negligible("audit.form", "Kunin et al. 2021, Section 5", f"{len(predicted)} laws follow the form predicted "
-                       "from q(0) and the finite steps (largest relative miss).", max(predicted.values()), BOOKS)
+                       "from q(0) and the finite steps (largest relative miss).", max(predicted), BOOKS)
         )  # fmt: skip
     for at, guarantee in enumerate(found.guarantees):
         margin = float((guarantee.alignment - guarantee.bound).min())
