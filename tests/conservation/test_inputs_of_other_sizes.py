@@ -9,6 +9,7 @@ from torch import nn
 
 import lawful
 from lawful.checking import lawcheck
+from lawful.conservation.base import tensors
 from lawful.conservation.derive import laws_of
 from lawful.errors import SettingError
 
@@ -181,6 +182,22 @@ def test_a_sum_is_not_padded_because_a_summand_is():
 
     found = named(fa(Sum()), torch.randn(2, 4, 3).double())
     assert ("bias", "d") in found and ("bias", "a") not in found
+
+
+def test_a_shift_of_a_padded_summand_is_seen_by_a_norm_of_the_sum():
+    small, large = (torch.randn(2, 3, length).double() for length in (4, 5))
+
+    def summed(h, x):
+        return model.d(F.pad(x, (0, -x.shape[2] % 4))) + to_four(h.mT).mT
+
+    model = Normed(summed, nn.BatchNorm1d(4)).double()
+    model.d = nn.Conv1d(3, 4, 1).double()
+    shifts = laws_of(model, (small, small)).of_kind("shift")
+    assert {law.name for law in shifts} == {"d"}
+    model(large, large).square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(float(law.rate(tensors(model), gradients).abs().max()) < 1e-10 for law in shifts)
+    assert float(gradients["a.bias"].abs().max()) > 1e-3  # which the norm would not see without the padding
 
 
 def write(index, value):
