@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from lawful.rules.base import Rule, draw
+from lawful.rules.base import Rule, draw, fan_in
 from lawful.rules.scale import check_scale, scale_text
 from lawful.rules.signs import signed
 from lawful.rules.stream import advance, new_stream
@@ -44,7 +44,8 @@ class BatchwiseMagnitudeSignSymmetry(Rule):
 
     def init(self, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Draw M(0), and the key of the stream that the later ones come from."""
-        return {"M": self._magnitudes(weight, generator), **new_stream(weight, generator)}
+        M = draw(weight, generator, init="uniform", scale=self.scale).abs()
+        return {"M": M, **new_stream(weight, generator)}
 
     def feedback(self, weight: Array, state: State) -> Array:
         """This batch's M with the signs of W."""
@@ -55,11 +56,10 @@ class BatchwiseMagnitudeSignSymmetry(Rule):
         return None
 
     def after_step(self, weight: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
-        """Draw the next batch's M."""
-        state["M"].copy_(self._magnitudes(weight, advance(state)))
-
-    def _magnitudes(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return draw(weight, generator, init="uniform", scale=self.scale).abs()
+        """Draw the next batch's M, in 24 bits whatever the dtype: random numbers are most of what this rule costs."""
+        std = fan_in(weight) ** -0.5 if self.scale is None else self.scale
+        M = torch.rand(weight.shape, generator=advance(state), dtype=torch.float32)
+        state["M"].copy_(M.mul_(3**0.5 * std))
 
     def __repr__(self) -> str:
         """The call that makes this rule."""
