@@ -138,7 +138,9 @@ class LayerAttachment(Attachment):
 
     def feedback_of(self, name: str) -> torch.Tensor:
         """B of one weight, as the backward pass would read it now."""
-        return self.rules[name].feedback(self.weight(name).detach(), self.state(name))
+        weight = self.weight(name).detach()
+        whole = getattr(weight, "full_tensor", weight.detach)()  # fully_shard leaves a part here
+        return self.rules[name].feedback(whole, self.state(name))
 
     def remove(self) -> None:
         """Restore backpropagation bitwise; parameters, and so optimizer states, are untouched."""

@@ -71,7 +71,8 @@ class WeightMirror(StoredFeedback):
         generator = advance(state)
         if int(state["step"]) % self.every:
             return
-        matrix = weight.detach().flatten(1) if weight.ndim > 1 else weight.detach()[:, None]
+        whole = getattr(weight.detach(), "full_tensor", weight.detach)()  # fully_shard leaves a part here
+        matrix = whole.flatten(1) if whole.ndim > 1 else whole[:, None]
         x = torch.randn(self.samples, matrix.shape[1], generator=generator, dtype=torch.float64).to(matrix)
         y = x @ matrix.t()
         state["B"].lerp_((y.t() @ x / self.samples).reshape(weight.shape), self.rate)

@@ -17,7 +17,10 @@ import lawful
 RULES = {
     "FA": lambda: lawful.FeedbackAlignment(seed=3),
     "KP": lambda: lawful.KolenPollack(seed=3),
+    "KP, decay": lambda: lawful.KolenPollack(seed=3, decay=0.05),
     "uSF": lawful.UniformSignSymmetry,
+    "brSF": lambda: lawful.BatchwiseMagnitudeSignSymmetry(seed=3),
+    "WM": lambda: lawful.WeightMirror(seed=3),
 }
 
 
@@ -44,7 +47,9 @@ def train(model: nn.Module, attachment, xs, ys) -> dict[str, torch.Tensor]:
 
 def one_process(rule: str) -> dict[str, torch.Tensor]:
     model = make()
-    return train(model, lawful.attach(model, RULES[rule]()), *batch())
+    attachment = lawful.attach(model, RULES[rule]())
+    trained = train(model, attachment, *batch())
+    return trained | {f"B of {n}": attachment.feedback_of(n) for n in attachment.rules}
 
 
 def worker(rank: int, folder: str) -> None:
@@ -62,7 +67,8 @@ def worker(rank: int, folder: str) -> None:
                 results[rule, broadcast] = train(parallel, attachment, xs, ys)
                 ignored = parallel.parameters_to_ignore
                 fixed = {n for n, _ in model.named_buffers() if n in ignored}
-                assert len(fixed) == (0 if rule == "KP" else 3), "what every process draws alike is not sent"
+                every = len(list(model.named_buffers()))
+                assert len(fixed) == (0 if "KP" in rule else every), "what every process draws alike is not sent"
         torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -93,16 +99,20 @@ def sharded_worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         mesh = init_device_mesh("cpu", (2,))
-        model = make()
-        attachment = lawful.attach(model, RULES["FA"]())
-        for layer in (model[0], model[3], model[5]):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        xs, ys = (t[:, 4 * rank : 4 * rank + 4] for t in batch())
-        trained = train(model, attachment, xs, ys)
-        torch.save({n: p.full_tensor() for n, p in trained.items()}, Path(folder) / f"rank{rank}.pt")
-        with pytest.raises(lawful.LawfulError, match="fully_shard"):
-            attachment.remove()
+        results = {}
+        for rule in RULES:
+            model = make()
+            attachment = lawful.attach(model, RULES[rule]())
+            for layer in (model[0], model[3], model[5]):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            xs, ys = (t[:, 4 * rank : 4 * rank + 4] for t in batch())
+            trained = train(model, attachment, xs, ys)
+            results[rule] = {n: p.full_tensor() for n, p in trained.items()}
+            results[rule] |= {f"B of {n}": attachment.feedback_of(n) for n in attachment.rules}
+            with pytest.raises(lawful.LawfulError, match="fully_shard"):
+                attachment.remove()
+        torch.save(results, Path(folder) / f"rank{rank}.pt")
         late = make()
         fully_shard(late, mesh=mesh)
         with pytest.raises(lawful.LawfulError, match="fully_shard"):
@@ -113,7 +123,9 @@ def sharded_worker(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_fully_sharded_training_equals_one_process():
-    expected = one_process("FA")
-    for results in run(sharded_worker):
-        for name, value in results.items():
-            torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12)
+    ranks = run(sharded_worker)
+    for rule in RULES:
+        expected = one_process(rule)
+        for results in ranks:
+            for name, value in results[rule].items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12)
