@@ -86,3 +86,47 @@ def test_the_degree_of_an_activation_is_in_its_law(degree, name):
         rate = NeuronLaw("a", terms, "", ["0", "1", "2", "3"]).rate(theta, v)
         assert bool((rate.abs() / size < 1e-12).all()) == is_law
     assert attachment.attached
+
+
+class Hooked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.one, self.two = nn.Linear(3, 8), nn.Linear(4, 2, bias=False), nn.Linear(4, 2)
+        self.one.register_full_backward_hook(_look)
+
+    def forward(self, x):
+        a, b = self.fc(x).relu().chunk(2, -1)
+        return self.one(a), self.two(b)
+
+
+def _look(module, grad_input, grad_output):
+    return None
+
+
+@pytest.mark.parametrize("name", ["bp", "fa"])
+def test_hooks_that_only_look_are_not_accused(name):
+    check = lawcheck(Hooked(), torch.randn(5, 3), rule=parse_rule(name))
+    assert check.ok and any(line.where == "fc (neuron)" for line in check.table), check
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[1].register_full_backward_hook(_look)
+    check = lawcheck(model, torch.randn(5, 3), rule=parse_rule(name))
+    assert check.ok and any(line.where == "0 (neuron)" for line in check.table), check
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * nn.functional.linear(input, self.weight, self.bias)
+
+
+class Same(nn.Conv1d):
+    def forward(self, input):
+        return nn.functional.conv1d(input, self.weight, self.bias, self.stride, self.padding)
+
+
+def test_layers_with_a_forward_pass_of_their_own_have_no_stock_reference():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Doubled(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    check = lawcheck(model, torch.randn(5, 3), rule=lawful.FeedbackAlignment())
+    assert check.ok and any("2.weight" in what for what in check.unchecked), check
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), Same(4, 3, 3, 2, 1))
+    check = lawcheck(model, torch.randn(5, 2, 9), rule=lawful.FeedbackAlignment())
+    assert check.ok and not check.unchecked, check

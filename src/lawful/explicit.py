@@ -46,7 +46,7 @@ def explicit_reference(
     for name, module in list(plain.named_modules()):
         weight = f"{name}.weight" if name else "weight"
         stock = next((cls for cls in _AFFINE if isinstance(module, cls)), None)
-        if stock is None or weight not in fed_back:
+        if stock is None or weight not in fed_back or not _computes(stock, module):
             continue
         fed_back.discard(weight)
         module.forward = partial(_explicit, module, stock, potentials(weight))  # type: ignore[method-assign]
@@ -82,6 +82,19 @@ def _behind(nodes: Iterable[Any]) -> set[Any]:
             seen.add(node)
             front += [n for n, _ in node.next_functions if n is not None]
     return seen
+
+
+@torch.no_grad()
+def _computes(stock: type[nn.Module], module: Any) -> bool:
+    """Whether a layer with a forward pass of its own computes what the stock layer does."""
+    if type(module).forward is stock.forward:  # type: ignore[attr-defined]
+        return True
+    kernel = getattr(module, "kernel_size", ())
+    inputs = module.in_channels if kernel else module.weight.shape[1]
+    sizes = [d * (k - 1) + 3 for k, d in zip(kernel, module.dilation, strict=True)] if kernel else []
+    x = torch.randn(2, inputs, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got, want = module(x.to(module.weight)), stock.forward(module, x.to(module.weight))
+    return got.shape == want.shape and bool((got - want).abs().max() <= 1e-9 * want.abs().max())
 
 
 def _explicit(module: nn.Module, stock: type[nn.Module], potential: Potential, x: torch.Tensor) -> torch.Tensor:

@@ -410,3 +410,18 @@ def test_a_subclass_given_one_B_a_name_stays_one():
     attachment = lawful.attach(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), Mine(B=given, seed=3))
     assert {type(rule) for rule in attachment.rules.values()} == {Mine}
     assert all(rule.seed == 3 for rule in attachment.rules.values())
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_rules_leave_frozen_weights_alone(listed):
+    """Fine-tuning a head does not decay the backbone."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model[0].requires_grad_(False)
+    attachment = lawful.attach(model, lawful.KolenPollack(decay=0.1))
+    optimizer = torch.optim.SGD(model.parameters() if listed else model[2].parameters(), lr=0.1)
+    attachment.follow(optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(5, 3).double()).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before[0])
+    assert not torch.equal(model[2].weight, before[2])

@@ -10,7 +10,7 @@ from torch import nn
 
 import lawful
 from cases import MLP
-from lawful.errors import SettingError
+from lawful.errors import CoverageError, SettingError
 from lawful.ledger.reading import read
 from lawful.training.loop import Training
 from lawful.training.settings import Settings
@@ -169,6 +169,26 @@ def test_lightning_logs_the_ledger_of_the_same_loop_by_hand(clip, tmp_path):
     moved = [name for name in logged[-1] if name.startswith("ledger/moved")]
     assert moved == ["ledger/moved"] and logged[-1]["ledger/moved"] > 0
     assert read(ledger).worst.startswith("neuron ")
+
+
+def test_lightning_watches_a_training_step_that_calls_parts_of_the_module(tmp_path):
+    pl = imported("lightning.pytorch")
+
+    def step(self, batch, index):
+        x, y = batch
+        h = self.net[:-1](x)
+        return nn.functional.mse_loss(nn.functional.linear(h, self.net[-1].weight, self.net[-1].bias), y)
+
+    make = lightning_module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "lightning_module", lambda pl: _with_step(make(pl), step))
+        with pytest.raises(CoverageError, match=r"net\.4\.weight is multiplied with by linear"):
+            fit(pl, lawful.FeedbackAlignment(), tmp_path, 1)
+
+
+def _with_step(module, step):
+    type(module).training_step = step
+    return module
 
 
 def test_lightning_clipping_by_value_shows_as_a_violation(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, final
 
 import torch
@@ -40,8 +41,8 @@ def attach(model: nn.Module, rule: Rule | DirectRule | Mapping[str, Rule], *, st
 
     Raises:
         AttachmentError: the model carries a rule already, or has lazy parameters.
-        CoverageError: a weight cannot be covered (under ``strict``); nothing has been changed. The first forward pass
-            raises it where code multiplies by a module's weight without calling the module.
+        CoverageError: a weight cannot be covered (under ``strict``); nothing has been changed. The first backward pass
+            raises it where an error comes back to a product with a module's weight that did not call the module.
         SettingError: ``rule`` is no rule, a pattern matches nothing, or a B does not have its weight's shape.
 
     >>> import torch, lawful
@@ -86,15 +87,27 @@ class LayerAttachment(Attachment):
     def _watch_strays(self, embeddings: set[str]) -> None:
         fed_back = {name for name, rule in self.rules.items() if not isinstance(rule, Backprop)}
         twins = {site.name for name in fed_back for site in self._owners[name]}
-        prefixes = {name.rpartition(".")[0] for name in twins | embeddings}
-        watch = StrayWatch(frozenset(twins | embeddings), frozenset(prefixes), self._report_stray)
-        watch.is_done = not fed_back or "" in prefixes  # the model is one such module
-        self._hook = self.model.register_forward_pre_hook(watch)
+        every = {site.name for owners in self._owners.values() for site in owners}
+        prefixes = {name.rpartition(".")[0] for name in every | embeddings}
+        self._strays = StrayWatch(frozenset(twins | embeddings), frozenset(prefixes), self._report_stray)
+        self._strays.is_done = not fed_back or "" in prefixes  # the model is one such module
+        self._hook = self.model.register_forward_pre_hook(self._strays)
 
-    def _report_stray(self, name: str, function: str) -> None:
+    def _report_stray(self, name: str, where: str) -> None:
         if self._strict:
-            raise CoverageError(stray(name, function))
-        self.coverage[name] = f"NOT COVERED: {stray(name, function)}"
+            raise CoverageError(stray(name, where))
+        self.coverage[name] = f"NOT COVERED: {stray(name, where)}"
+
+    def watch_strays(self) -> ExitStack:
+        """Look for weights used outside of their modules until the stack is closed, once in the attachment's life.
+
+        Calls of the model are looked at anyway; this is for training that calls parts of it.
+        """
+        if self._strays.is_done:
+            return ExitStack()
+        watch = self._strays.watch(self.model)
+        self._strays.is_done = True
+        return watch
 
     def _swap(self) -> None:
         sites = {name: owners[0] for name, owners in self._owners.items()}
@@ -109,8 +122,9 @@ class LayerAttachment(Attachment):
                 leaves.setdefault(site.module, {})[site.weight] = name
         kinds = {site.module: site.leaf for owners in self._owners.values() for site in owners}
         for module, weights in leaves.items():
-            if all(isinstance(rules[name], Backprop) for name in weights.values()):
-                continue  # autograd is the rule
+            read = {name for child in module.children() for name in leaves.get(child, {}).values()}
+            if all(isinstance(rules[name], Backprop) for name in {*weights.values(), *read}):
+                continue  # autograd is the rule, also of weights that the module may read past its parts
             swap(
                 module,
                 kinds[module],

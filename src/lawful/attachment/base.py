@@ -113,9 +113,9 @@ class Attachment(abc.ABC):
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
         self.steps += 1
-        elsewhere = {id(p) for other, _ in self._followed if other is not optimizer for p in _parameters(other)}
         own = {id(p) for p in _parameters(optimizer)}
-        self._act(lambda weight: id(weight) in own or id(weight) not in elsewhere)
+        known = any(id(p) in own for p in self.model.parameters())  # not where it holds copies of the weights
+        self._act(lambda weight: weight.requires_grad and (id(weight) in own or not known))
 
     def state_dict(self) -> dict[str, Any]:
         """What the model's own ``state_dict`` leaves out: rule states by ``<name>.<key>``, steps, a fingerprint."""

@@ -132,6 +132,7 @@ def _axis_of(args: tuple[Any, ...], kwargs: dict) -> int:
 
 
 _STRUCTURAL = (
+    "view_as reshape_as "
     "view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t unsqueeze squeeze expand "
     "expand_as chunk split tensor_split unbind __getitem__ select narrow cat concat concatenate stack hstack vstack "
     "flip roll repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle index_select broadcast_to "

@@ -97,7 +97,7 @@ class Trace(TorchFunctionMode):
         self._alive: list[object] = []
         self._asked: set[int] = set()
         self._used: set[str] = set()
-        self._nodes: dict[object, torch.Tensor | None] = {}
+        self._nodes: dict[object, dict[int, torch.Tensor | None]] = {}
         self.paused = 0
 
     # -- labels of tensors ---------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Trace(TorchFunctionMode):
         self._alive.append(tensor)
         self.mixtures.discard(id(tensor))  # it may be an old one, changed in place
         if (node := _node(tensor)[0]) is not None:
-            self._nodes[node] = labels
+            self._nodes.setdefault(node, {})[_output(tensor)] = labels
 
     def labels(self, x: object) -> torch.Tensor | None:
         """The labels of an operand, or None."""
@@ -138,9 +138,9 @@ class Trace(TorchFunctionMode):
             self.label(tensor, None)
             return
         if self.trusting and made_by is not None and made_by.name() == "BackwardHookFunctionBackward":
-            hooked, _ = made_by.next_functions[tensor.output_nr]  # the identity, to which a module's hooks are tied
-            if hooked in self._nodes:
-                self.label(tensor, self._nodes[hooked])
+            hooked, number = made_by.next_functions[_output(tensor)]  # the identity, to which a module's hooks are tied
+            if number in self._nodes.get(hooked, {}):
+                self.label(tensor, self._nodes[hooked][number])
                 return
         self.spoil(self._labels.get(id(tensor)), f"{made_by.name() if made_by else '?'} is unknown")
         front, seen = [made_by], set()
@@ -150,7 +150,8 @@ class Trace(TorchFunctionMode):
                 continue
             seen.add(node)
             if node in self._nodes:
-                self.spoil(self._nodes[node], f"{made_by.name() if made_by else '?'} is unknown")
+                for labels in self._nodes[node].values():
+                    self.spoil(labels, f"{made_by.name() if made_by else '?'} is unknown")
                 continue
             front += [child for child, _ in node.next_functions]
         if made_by is not None:
@@ -357,7 +358,7 @@ class Trace(TorchFunctionMode):
         out = func(*args, **kwargs)
         for x in before:  # an operation in place gave it another node
             if (node := _node(x)[0]) is not None:
-                self._nodes.setdefault(node, held[id(x)])
+                self._nodes.setdefault(node, {}).setdefault(_output(x), held[id(x)])
         if before:  # the one that operations in place write into
             self._versions[id(before[0])] = _version(before[0])
         after = [y for y in tree_leaves(args[0] if name == "setitem" else out) if isinstance(y, torch.Tensor)]
@@ -434,6 +435,12 @@ def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
     """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
     with torch._C.DisableTorchFunctionSubclass():
         return x.grad_fn, x._base
+
+
+def _output(x: torch.Tensor) -> int:
+    """Which output of its node x is."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.output_nr
 
 
 def _version(x: torch.Tensor) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from lawful.attachment.attachment import attach
+from lawful.attachment.attachment import LayerAttachment, attach
 from lawful.attachment.base import Attachment
 from lawful.errors import AttachmentError, SettingError
 from lawful.ledger.ledger import Ledger
@@ -34,6 +34,7 @@ class FeedbackRule(pl.Callback):
         self.module = module
         self.strict = strict
         self._attachment: Attachment | None = None
+        self._watch = ExitStack()
 
     @property
     def attachment(self) -> Attachment:
@@ -52,6 +53,21 @@ class FeedbackRule(pl.Callback):
         """Follows every optimizer."""
         for optimizer in trainer.optimizers:
             self.attachment.follow(optimizer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Watches the first ``training_step``, which need not call the module itself."""
+        if isinstance(self._attachment, LayerAttachment):
+            self._watch = self._attachment.watch_strays()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
+        """Has seen it."""
+        self._watch.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Nor does it watch what comes after a failure."""
+        self._watch.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning's checkpoint keeps: B, rule states and steps."""
