@@ -177,3 +177,72 @@ def test_without_gradients_and_in_evaluation_the_forward_pass_is_bitwise_the_sam
         with torch.no_grad():
             assert torch.equal(model(x), plain(x))
         assert torch.equal(model(x), plain(x))
+
+
+class Transposed(nn.Module):
+    """Two axes in front, and Hugging Face's layout of the weight."""
+
+    def __init__(self):
+        super().__init__()
+        from transformers.pytorch_utils import Conv1D
+
+        self.c = Conv1D(5, 4)
+
+    def forward(self, x):
+        return self.c(x)
+
+
+class _Square(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Bilinear(4, 4, 5)
+
+    def forward(self, x):
+        return self.b(x, x)
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(4, 5), (2, 3, 4)),
+    "linear without bias": (lambda: nn.Linear(4, 5, bias=False), (2, 3, 4)),
+    "rows": (lambda: nn.Linear(4, 5), (6, 4)),
+    "large": (lambda: nn.Linear(300, 300), (2, 3, 300)),
+    "convolution": (lambda: nn.Conv2d(3, 5, 3), (2, 3, 4, 4)),
+    "one image": (lambda: nn.Conv2d(3, 5, 3), (3, 4, 4)),
+    "transposed convolution": (lambda: nn.ConvTranspose1d(3, 5, 3), (2, 3, 4)),
+    "bilinear": (_Square, (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("rule", [lawful.FeedbackAlignment(), lawful.KolenPollack(), lawful.SignFeedbackAlignment()])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_a_layer_gives_may_be_written_into(layer, rule):
+    """``h += x``, ``nn.ReLU(inplace=True)``, ``h[mask] = 0`` behind a layer, as without a rule."""
+    make, shape = LAYERS[layer]
+    found = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        model = make().double()
+        lawful.attach(model, rule)
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        h = model(x)
+        if in_place:
+            h += 1
+            h[0] = 0
+            h.relu_()
+        else:
+            keep = torch.ones_like(h)
+            keep[0] = 0
+            h = ((h + 1) * keep).relu()
+        h.square().sum().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters())])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_what_hugging_faces_conv1d_gives_may_be_written_into():
+    pytest.importorskip("transformers", reason="needs the extra with transformers")
+    model = Transposed()
+    lawful.attach(model, lawful.FeedbackAlignment())
+    h = model(torch.randn(2, 3, 4, requires_grad=True))
+    h += 1
+    h.sum().backward()

@@ -128,6 +128,15 @@ def multilinear_tangent(forward: Forward) -> Tangent:
     return tangent
 
 
+def _own(out: torch.Tensor) -> torch.Tensor:
+    """The tensor, but no view: torch lets nobody write in place into a view that a Function made (``h += x``)."""
+    base = out._base
+    if base is None:
+        return out
+    is_whole = out.numel() == base.numel() and out.is_contiguous() and base.is_contiguous()
+    return torch.ops.aten._unsafe_view(base, out.shape) if is_whole else out.clone()
+
+
 def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: Tangent | None = None) -> Kernel:
     """Make the kernel of an operation.
 
@@ -156,7 +165,7 @@ def feedback_kernel(name: str, forward: Forward, gradients: Backward, tangent: T
             ctx.save_for_backward(weight, *tensors)  # the inputs, then what B is made of
             ctx.call = call
             options, _, _, count, _ = call
-            return forward(weight, bias, tensors[:count], options)
+            return _own(forward(weight, bias, tensors[:count], options))
 
         @staticmethod
         def backward(ctx: Any, delta: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
