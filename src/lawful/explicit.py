@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_leaves
 
 from lawful.attachment.base import attachment_or_none
+from lawful.attachment.direct_graph import ancestors
 from lawful.conservation.potential import SQUARE, Potential
 from lawful.rules.base import Rule
 
@@ -66,22 +67,12 @@ def shared_derivatives(reference: nn.Module, outputs: Any) -> dict[str, list[str
     names = {id(p): name for name, p in reference.named_parameters()}
     graphs = [y.grad_fn for y in tree_leaves(outputs) if isinstance(y, torch.Tensor) and y.grad_fn is not None]
     found: dict[str, list[str]] = {}
-    for node in _behind(graphs):
+    for node in ancestors(graphs):
         if isinstance(node, BackwardCFunction) and not isinstance(node, _OwnTransport._backward_cls):  # pyright: ignore[reportAttributeAccessIssue]
-            behind = [names[id(n.variable)] for n in _behind([node]) if id(getattr(n, "variable", None)) in names]
+            behind = [names[id(n.variable)] for n in ancestors([node]) if id(getattr(n, "variable", None)) in names]
             function = type(node).__name__.removesuffix("Backward")
             found[function] = sorted({*found.get(function, ()), *behind})
     return found
-
-
-def _behind(nodes: Iterable[Any]) -> set[Any]:
-    seen, front = set(), list(nodes)
-    while front:
-        node = front.pop()
-        if node not in seen:
-            seen.add(node)
-            front += [n for n, _ in node.next_functions if n is not None]
-    return seen
 
 
 @torch.no_grad()

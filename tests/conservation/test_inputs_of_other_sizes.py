@@ -339,3 +339,9 @@ def test_inputs_of_a_wrong_kind(inputs):
     for of in (laws_of, lawcheck):
         with pytest.raises(SettingError, match="a tensor or a tuple of inputs"):
             of(nn.Linear(3, 2), *inputs)
+
+
+def test_a_constant_that_was_made_in_inference_mode():
+    with torch.inference_mode():
+        place = torch.randn(4).double()
+    assert lawcheck(Net(lambda h: (h + place).relu()).double(), torch.randn(5, 3).double()).ok

@@ -57,14 +57,14 @@ def audit(model: nn.Module, segments: Sequence[Segment]) -> Audit:
     teachers: dict[str, list[str]] = {name: [] for name in names.values()}
     leaks: dict[str, list[str]] = {name: [] for name in names.values()}
     leaking: list[str] = []
-    feeding = [_ancestors(_starts(segment.inputs)) for segment in segments]
+    feeding = [ancestors(_starts(segment.inputs)) for segment in segments]
     for j, segment in enumerate(segments):
-        reached = _ancestors(_starts([segment.root]))
+        reached = ancestors(_starts([segment.root]))
         for name in _parameters(reached, names):
             teachers[name].append(segment.name)
         for i in range(j):
             around = {node for node in reached & feeding[i] if not hasattr(node, "variable")}
-            behind = _ancestors(around)
+            behind = ancestors(around)
             for name in _parameters(behind, names):
                 leaks[name].append(segments[i].name)
             if any(isinstance(getattr(node, "variable", None), nn.Parameter) for node in behind):
@@ -77,7 +77,7 @@ def _starts(tensors: Iterable[torch.Tensor]) -> set[Any]:
     return {torch.autograd.graph.get_gradient_edge(t).node for t in tensors if t.requires_grad}
 
 
-def _ancestors(starts: set[Any]) -> set[Any]:
+def ancestors(starts: Iterable[Any]) -> set[Any]:
     """Every node from which the starts were computed, themselves included."""
     seen, stack = set(starts), list(starts)
     while stack:

@@ -20,7 +20,8 @@ import torch
 from lawful.affine.maps import AffineMap
 from lawful.affine.slices import Slices, vector
 from lawful.conservation.labels import NONE, ZERO
-from lawful.conservation.trace import Trace, severed
+from lawful.conservation.tensor_facts import severed
+from lawful.conservation.trace import Trace
 
 Call = Callable[..., Any]
 

@@ -25,6 +25,7 @@ from lawful.conservation.balance import NOT_LINEAR, Balance, Ids, Known, Unseen
 from lawful.conservation.labels import NONE, ZERO, channels_of
 from lawful.conservation.norm_calls import NormCall, NormForm
 from lawful.conservation.padding import Padding
+from lawful.conservation.tensor_facts import node_of, output_of, severed, version_of
 
 Held = Mapping[int, torch.Tensor | None]
 """Labels by the id of a tensor."""
@@ -105,19 +106,19 @@ class Trace(TorchFunctionMode):
     def label(self, tensor: torch.Tensor, labels: torch.Tensor | None) -> None:
         """Give a tensor its labels; None says that it is known and has no channels."""
         self._labels[id(tensor)] = labels
-        self._versions[id(tensor)] = _version(tensor)
+        self._versions[id(tensor)] = version_of(tensor)
         self._alive.append(tensor)
         self.mixtures.discard(id(tensor))  # it may be an old one, changed in place
-        if (node := _node(tensor)[0]) is not None:
-            self._nodes.setdefault(node, {})[_output(tensor)] = labels
+        if (node := node_of(tensor)[0]) is not None:
+            self._nodes.setdefault(node, {})[output_of(tensor)] = labels
 
     def labels(self, x: object) -> torch.Tensor | None:
         """The labels of an operand, or None."""
         if not isinstance(x, torch.Tensor):
             return None
-        node, _ = _node(x)
+        node, _ = node_of(x)
         hidden = node is not None and node not in self._nodes
-        written = self._versions.get(id(x)) != _version(x)  # through a view, or what it is a view of
+        written = self._versions.get(id(x)) != version_of(x)  # through a view, or what it is a view of
         self._asked.add(id(x))
         if id(x) not in self._labels or written or (hidden and not self.trusting):
             self._foreign(x)  # perhaps made by known operations, inside a Function with a backward pass of its own
@@ -133,12 +134,14 @@ class Trace(TorchFunctionMode):
 
     def _foreign(self, tensor: torch.Tensor) -> None:
         """A tensor that no followed operation made: a custom autograd Function hides what it read."""
-        made_by, base = _node(tensor)
+        made_by, base = node_of(tensor)
         if id(base) in self.names:  # it stands for a parameter
             self.label(tensor, None)
             return
         if self.trusting and made_by is not None and made_by.name() == "BackwardHookFunctionBackward":
-            hooked, number = made_by.next_functions[_output(tensor)]  # the identity, to which a module's hooks are tied
+            hooked, number = made_by.next_functions[
+                output_of(tensor)
+            ]  # the identity, to which a module's hooks are tied
             if number in self._nodes.get(hooked, {}):
                 self.label(tensor, self._nodes[hooked][number])
                 return
@@ -357,10 +360,10 @@ class Trace(TorchFunctionMode):
         held = self.meet(before)  # a tensor from nowhere is noticed before it is overwritten
         out = func(*args, **kwargs)
         for x in before:  # an operation in place gave it another node
-            if (node := _node(x)[0]) is not None:
-                self._nodes.setdefault(node, {}).setdefault(_output(x), held[id(x)])
+            if (node := node_of(x)[0]) is not None:
+                self._nodes.setdefault(node, {}).setdefault(output_of(x), held[id(x)])
         if before:  # the one that operations in place write into
-            self._versions[id(before[0])] = _version(before[0])
+            self._versions[id(before[0])] = version_of(before[0])
         after = [y for y in tree_leaves(args[0] if name == "setitem" else out) if isinstance(y, torch.Tensor)]
         handler = self.handlers.get(name)
         if after:
@@ -411,7 +414,7 @@ class Trace(TorchFunctionMode):
 
     def parameter_of(self, x: torch.Tensor) -> str | None:
         """The parameter that a tensor is or views."""
-        return self.names.get(id(x)) or self.names.get(id(_node(x)[1]))
+        return self.names.get(id(x)) or self.names.get(id(node_of(x)[1]))
 
     def _unhandled(self, name: str, read: Sequence[torch.Tensor], out: Any) -> None:
         for labels in read:
@@ -421,31 +424,6 @@ class Trace(TorchFunctionMode):
         for y in tree_leaves(out):
             if isinstance(y, torch.Tensor):
                 self.label(y, None)
-
-
-def severed(x: torch.Tensor) -> bool:
-    """Whether nothing sends an error back through x: it has no graph, or is a view that was taken without one."""
-    if not torch.is_grad_enabled():
-        return False  # a custom autograd Function reads it, and has a backward pass of its own
-    with torch._C.DisableTorchFunctionSubclass():
-        return not x.requires_grad or (x._base is not None and x.grad_fn is None)
-
-
-def _node(x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
-    """``x.grad_fn`` and what x views, also of the weights of registered modules, which refuse to be asked."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return x.grad_fn, x._base
-
-
-def _output(x: torch.Tensor) -> int:
-    """Which output of its node x is."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return x.output_nr
-
-
-def _version(x: torch.Tensor) -> int:
-    with torch._C.DisableTorchFunctionSubclass():
-        return 0 if x.is_inference() else x._version
 
 
 def _name(func: Any) -> str:
