@@ -12,6 +12,9 @@ from lawful.rules.signs import signed
 from lawful.rules.stream import advance, new_stream
 from lawful.types import Array, State
 
+_PIECE = 2**16
+"""Elements that are drawn at a time."""
+
 
 class BatchwiseMagnitudeSignSymmetry(Rule):
     """B = M(t) ⊙ sign(W) with random M(t) ≥ 0 drawn anew for each batch t (brSF).
@@ -58,8 +61,9 @@ class BatchwiseMagnitudeSignSymmetry(Rule):
     def after_step(self, weight: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
         """Draw the next batch's M, in 24 bits whatever the dtype: random numbers are most of what this rule costs."""
         std = fan_in(weight) ** -0.5 if self.scale is None else self.scale
-        M = torch.rand(weight.shape, generator=advance(state), dtype=torch.float32)
-        state["M"].copy_(M.mul_(3**0.5 * std))
+        generator = advance(state)
+        for rows in state["M"].split(max(1, _PIECE // fan_in(weight))):  # beside M, not a second one
+            rows.copy_(torch.rand(rows.shape, generator=generator, dtype=torch.float32).mul_(3**0.5 * std))
 
     def __repr__(self) -> str:
         """The call that makes this rule."""
