@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -316,6 +318,24 @@ def test_complex_parameters_are_refused_by_name():
     model[2].weight = nn.Parameter(model[2].weight.detach() + 0j)
     with pytest.raises(lawful.LawfulError, match=r"2\.weight is complex \(torch\.complex64\)"):
         lawcheck(model)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.InstanceNorm2d, affine=True)])
+def test_inputs_that_no_norm_can_tell_apart_are_refused(norm):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
+    with pytest.raises(lawful.LawfulError, match=r"reach \w+_norm do not vary.*torch\.randn"):
+        lawful.lawcheck(model, torch.ones(2, 1, 5, 5), rule=lawful.FeedbackAlignment())
+    x = torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert lawful.lawcheck(model, x, rule=lawful.FeedbackAlignment()).ok
+    model.eval()  # by statistics that were gathered earlier, or its own
+    if norm is nn.BatchNorm2d:
+        assert lawful.lawcheck(model, torch.ones(2, 1, 5, 5), rule=lawful.FeedbackAlignment()).ok
+
+
+def test_units_that_are_off_do_not_count_as_inputs_alike():
+    """A batch norm behind units that are all off passes on zeros exactly."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Threshold(1e9, 0.0), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    assert lawful.lawcheck(model, torch.ones(4, 2)).worst is not None
 
 
 def test_the_model_is_left_alone():

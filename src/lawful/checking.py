@@ -31,6 +31,7 @@ from lawful.conservation.potential import SQUARE, Potential
 from lawful.conservation.readout import direct_attachment, recorded
 from lawful.conservation.run import inputs_of
 from lawful.conservation.scale import ScaleLaw
+from lawful.conservation.still import StillNorms
 from lawful.errors import LawfulError, SettingError
 from lawful.explicit import explicit_reference, shared_derivatives
 from lawful.rules.base import Rule
@@ -125,7 +126,7 @@ def lawcheck(
 
     Raises:
         SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter; a
-            parameter that is complex.
+            parameter that is complex; inputs that are constant over all that a norm takes together.
 
     >>> import lawful
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -155,6 +156,13 @@ def lawcheck(
     shifts = every.of_kind("shift")
     calls = {share.call for law in laws if isinstance(law, ScaleLaw) for share in law.norms}
     run = _Run(inputs, named, loss_fn)
+    with StillNorms() as still:
+        run.outputs(twin)
+    if still.found:
+        raise SettingError(
+            f"lawcheck: the numbers that reach {still.found[0]} do not vary (as if the example inputs were all alike, "
+            "torch.ones say), so all that comes out of it is rounding; give inputs that vary, such as torch.randn"
+        )
     worst: dict[tuple[str, str], float] = {}
     unchecked: dict[str, str] = {}
     reference, compared = _reference(twin, potentials, run, unchecked)

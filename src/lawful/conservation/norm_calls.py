@@ -19,13 +19,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-_ORDER: Final = {
+NORMS: Final = {
     "batch_norm": "input running_mean running_var weight bias training momentum eps",
     "instance_norm": "input running_mean running_var weight bias use_input_stats momentum eps",
     "layer_norm": "input normalized_shape weight bias eps",
     "rms_norm": "input normalized_shape weight eps",
     "group_norm": "input num_groups weight bias eps",
 }
+"""torch's norms, and their arguments in order."""
 
 
 def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class NormForm:
 
 def form_of(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[NormForm, dict[str, Any]]:
     """The form of a call of one of torch's functions, and its arguments by name."""
-    a = bound(args, kwargs, _ORDER[kind])
+    a = bound(args, kwargs, NORMS[kind])
     eps = a.get("eps", None if kind == "rms_norm" else 1e-5)
     eps = torch.finfo(a["input"].dtype).eps if eps is None else float(eps)
     if kind in ("layer_norm", "rms_norm"):
@@ -163,7 +164,7 @@ class _Watch(TorchFunctionMode):
         if self._hidden:
             self._meet((args, kwargs))
         out = func(*args, **kwargs)
-        call = self._call(func.__name__) if func.__name__ in _ORDER else None
+        call = self._call(func.__name__) if func.__name__ in NORMS else None
         if call is not None:
             a = form_of(func.__name__, args, kwargs)[1]
             self._normed(call, a["input"], out, a.get("bias"))
