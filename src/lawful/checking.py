@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lawful.attachment.attachment import attach
-from lawful.conservation.base import Law, LawSet, tensors
+from lawful.conservation.base import LINEAR, Law, LawSet, tensors
 from lawful.conservation.combination import Tensors
 from lawful.conservation.derive import laws_of, potentials_of
 from lawful.conservation.norm_calls import NormCall, amounts_of
@@ -202,9 +202,6 @@ def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | 
 # -- what is compared ----------------------------------------------------------------------------------------------
 
 
-_LINEAR: Final = ("shift", "bias", "range")
-"""Kinds whose rate is a sum of gradients."""
-
 Found = list[tuple[tuple[str, str], float | None]]
 """(what, where) and its violation; None where all is zero, which says nothing."""
 
@@ -222,7 +219,7 @@ def _identities(
     found: Found = []
     for law in laws:
         if not isinstance(law, ScaleLaw):
-            least = _near(law, gradients) if law.kind in _LINEAR else floor
+            least = _near(law, gradients) if law.kind in LINEAR else floor
             found.append((_identity(law), _violation(law, theta, gradients, least)))
         elif why := _unknown_eps(law, amounts):
             unchecked[law.name] = f"{law.name} (scale): {why}"

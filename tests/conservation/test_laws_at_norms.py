@@ -249,3 +249,16 @@ def test_two_writers_that_a_norm_reads_together_share_a_scale_and_have_no_shift_
     assert [law.name for law in flow.laws.of_kind("scale")] == ["a + b"] and flow.worst() < 1e-10
     assert not flow.laws.of_kind("shift")
     assert flow.relative(flow.g["a.weight"].sum(0), flow.g["a.weight"].abs().sum(0)) > 1e-6
+
+
+def test_names_of_shift_laws_say_which_entry():
+    batch = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    every = laws_of(batch, torch.randn(4, 2), output="softmax").of_kind("shift")
+    assert [name for law in every for name in law.names] == [
+        *(f"0 · 0.bias[{j}]" for j in range(3)),
+        *(f"2 · Σ_j 2.weight[j], entry {i}" for i in range(3)),
+        "2 · Σ_j 2.bias[j]",
+    ]
+    groups = nn.Sequential(nn.Conv1d(1, 4, 1), nn.GroupNorm(2, 4))
+    (bias,) = laws_of(groups, torch.randn(2, 1, 5)).of_kind("shift")  # δ sums to zero over channels and positions
+    assert bias.names == ["0 · Σ_j 0.bias[j] from j = 0", "0 · Σ_j 0.bias[j] from j = 2"]

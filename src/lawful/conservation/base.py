@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import nn
 
 from lawful.conservation.combination import Moves, Tensors
 from lawful.conservation.potential import Potential
+
+LINEAR: Final = ("shift", "bias", "range")
+"""Kinds that are linear in the weights: their rate is a sum of gradients."""
 
 
 class Law(abc.ABC):

@@ -36,15 +36,17 @@ class ShiftLaw(Law):
         part = np.zeros(slices.count, dtype=np.int64) if part is None else part
         self._part, self._parts = torch.from_numpy(part), int(part.max()) + 1
         self._whole = not part.any()
-        labels, each = self._labels(part)
-        self.formula = slices.text if each else f"Σ_j {slices.text}" + (" per group" if self._parts > 1 else "")
-        length = torch.Size(slices.shape).numel() // slices.count
-        entries = [""] if length == 1 else [f", {i}" for i in range(length)]
-        self.names = [f"{name} · {self.formula} {label}{entry}" for label in labels for entry in entries]
-
-    def _labels(self, part: np.ndarray) -> tuple[list[str], bool]:
         members = [np.nonzero(part == p)[0].tolist() for p in range(self._parts)]
-        return [str(lines[0]) for lines in members], all(len(lines) == 1 for lines in members)
+        if all(len(lines) == 1 for lines in members):
+            self.formula = slices.text
+            parts = [slices.text.replace("j]", f"{j}]") for (j,) in members]
+        else:
+            whole = self._parts == 1
+            self.formula = f"Σ_j {slices.text}" + ("" if whole else " per group")
+            parts = [f"Σ_j {slices.text}" + ("" if whole else f" from j = {lines[0]}") for lines in members]
+        length = torch.Size(slices.shape).numel() // slices.count
+        entries = [""] if length == 1 else [f", entry {i}" for i in range(length)]
+        self.names = [f"{name} · {part}{entry}" for part in parts for entry in entries]
 
     def _of(self, tensor: torch.Tensor) -> torch.Tensor:
         lines, part = self.slices.lines(tensor), self._part.to(tensor.device)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from lawful.conservation.base import Law, LawSet
+from lawful.conservation.base import LINEAR, Law, LawSet
 from lawful.conservation.combination import Before, Combination, Moves, moves
 from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import Together
@@ -198,14 +198,26 @@ class Ledger:
         A step rounds w by up to eps·|w|/2, either way: after T steps that is a random walk of standard deviation at
         most √T · eps · Σ|terms| / √12, and this bound is 3.5 of them. The worst case, T times a step's, is never seen
         and would hide every violation in bfloat16 after 128 steps.
+
+        A law that is linear sums gradients which cancel, and what is left of them is rounded at the size of the
+        errors, however small the biases that it moves: each of its terms counts as the largest weight of its module.
         """
         theta = {name: p.detach() for name, p in self._tracked.items()}
         with torch.no_grad():
             sizes = [
-                torch.finfo(theta[law.parameters[0]].dtype).eps * law.magnitude(theta, theta).reshape(-1).double()
+                torch.finfo(theta[law.parameters[0]].dtype).eps
+                * law.magnitude(theta, self._raised(law) if law.kind in LINEAR else theta).reshape(-1).double()
                 for law in self.laws
             ]
         return (self.steps + 1) ** 0.5 * torch.cat(sizes) if sizes else torch.zeros_like(self.start)
+
+    def _raised(self, law: Law) -> dict[str, torch.Tensor]:
+        """|θ| of what a law reads, nowhere below the largest number of the parameter's module."""
+        raised = {}
+        for name in law.parameters:
+            module, p = self.model.get_submodule(name.rpartition(".")[0]), self._tracked[name]
+            raised[name] = p.detach().abs().clamp_(min=max(_peak(w) for w in module.parameters(recurse=False)))
+        return raised
 
     @property
     def table(self) -> list[Row]:
@@ -379,6 +391,10 @@ class Ledger:
         """Changes with every edit in place, or assignment to ``.data``, of a parameter."""
         tracked = self._tracked.values()
         return [p._version for p in tracked] + [p.data_ptr() for p in tracked]
+
+
+def _peak(w: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(w.detach(), float("inf"))) if w.numel() else 0.0
 
 
 def _booked(law: Law, theta: Moves, rows: torch.Tensor, split: Split) -> dict[str, torch.Tensor]:
