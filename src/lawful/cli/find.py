@@ -90,6 +90,8 @@ def find(
 
     console = Console()
     if verify is not None:
+        if widths or module or network or out:
+            raise SettingError("--verify checks a certificate by itself; give nothing else to find")
         _verify(console, verify)
         return
     if sum(given is not None for given in (widths or None, module, network)) != 1:
@@ -99,6 +101,8 @@ def find(
         )
     if momentum and (weight_decay or decay is not None):
         raise SettingError("lawful find: --momentum and weight decay are counted apart; give one of them")
+    if out is not None and out.is_dir():
+        raise SettingError(f"--out: {out} is a folder; expected a file to write the certificate to")
     if out is not None and not out.absolute().parent.is_dir():
         raise SettingError(f"--out: no folder {out.absolute().parent} to write {out.name} to")
     from lawful.finder.search import find_laws
@@ -241,6 +245,22 @@ def _show(console: Console, found: LawSearch | CircuitSearch, *, all_: bool, pha
         console.print(found.gap, highlight=False)
 
 
+def _subject(content: Any) -> str:
+    """What a certificate is about, in one line."""
+    if "circuit" in content:
+        circuit, softmax = content["circuit"], content["softmax"]
+        kinds = ", ".join(dict.fromkeys(node["kind"] for node in circuit["nodes"]))
+        what = f"{content['rule']}, {circuit['name']} ({len(circuit['nodes'])} nodes: {kinds})"
+    else:
+        system = content["system"]
+        widths, softmax = "-".join(map(str, system["widths"])), system["softmax"]
+        what = f"{system['rule']}, {widths} {system['activation']}" + ", biases" * any(system["biases"])
+        what += "" if system["geometry"] == "plain" else f", {system['geometry']}"
+        what += "" if system["inputs"] is None else f", for {len(system['inputs'])} inputs"
+    says = "certified" if content["certified"] else f"at most {content['bound']}"
+    return f"{what}{', softmax' * softmax}: {content['count']} laws, {says}"
+
+
 def _verify(console: Console, path: Path) -> None:
     from lawful.finder.certificate import CIRCUIT_FORMAT, FORMAT, load_certificate
     from lawful.finder.circuits.verify import verify_circuit_certificate
@@ -250,6 +270,7 @@ def _verify(console: Console, path: Path) -> None:
     content = load_certificate(path)
     with _bar(console) as progress:
         checks = programs[content["format"]](content, progress)
+    console.print(_subject(content), highlight=False, markup=False, soft_wrap=True)
     for check in checks:
         mark = "[green]✓[/green]" if check.ok else "[red]✗[/red]"
         console.print(f"{mark} {check.what}: {check.detail}", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -223,19 +224,60 @@ def is_chain(source: object) -> bool:
     return between <= {torch.nn.Identity} or alternate
 
 
-def refuse_slope_one(leaf: torch.nn.Module) -> None:
+def refuse_slope(leaf: torch.nn.Module) -> None:
     """Slopes count as free data, which those of a leaky ReLU with slope 1 are not.
 
     Raises:
-        SettingError: such a leaf.
+        SettingError: such a leaf, or a slope that is no number.
     """
-    if isinstance(leaf, torch.nn.LeakyReLU) and leaf.negative_slope == 1:
+    slope = leaf.negative_slope if isinstance(leaf, torch.nn.LeakyReLU) else 0.0
+    if slope == 1:
         raise SettingError("find_laws: a LeakyReLU with slope 1 is linear; leave it out")
+    if not math.isfinite(slope):
+        raise SettingError(f"find_laws: the slope of a LeakyReLU must be finite; got {slope}")
+
+
+def refuse_where_masks_are_not_free(source: object, *, masks_are_free: bool, softmax: bool) -> None:
+    """Dropout, and other slopes than PyTorch's, change no law where masks are free data, and only there.
+
+    Raises:
+        SettingError: naming the layer.
+    """
+    if not isinstance(source, torch.nn.Module):
+        return
+    leaves = leaves_of(source)
+    slopes = {leaf.negative_slope for _, leaf in leaves if isinstance(leaf, torch.nn.LeakyReLU)}
+    for number, (name, leaf) in enumerate(leaves):
+        kind, where = kind_of(leaf), f" at {name}" if name else ""
+        free = masks_are_free and not (softmax and number == len(leaves) - 1)
+        if kind is torch.nn.Dropout and leaf.p and not free:
+            raise SettingError(
+                f"find_laws: Dropout{where} masks what is linear, or patterns that are not free, here; its laws are "
+                "counted for networks of ReLU under bp, fa, kp and dfa on all inputs; take p=0 or leave it out"
+            )
+        if kind is torch.nn.LeakyReLU and not masks_are_free and slopes not in ({0}, {float(_LEAKY[0])}):
+            raise SettingError(
+                f"find_laws: LeakyReLU{where} has slope {leaf.negative_slope}; where not all activation patterns are "
+                f"free (sign rules, mdfa, given inputs) it is counted with slope {float(_LEAKY[0])} only"
+            )
 
 
 def _without_data(module: Any) -> list[torch.nn.Module]:
     """Its leaves but those that change no law: reshaping, and masks that count as data."""
-    return [leaf for _, leaf in leaves_of(module) if not isinstance(leaf, torch.nn.Flatten | torch.nn.Dropout)]
+    return [leaf for _, leaf in leaves_of(module) if not (_is_flatten(leaf) or kind_of(leaf) is torch.nn.Dropout)]
+
+
+def _is_flatten(leaf: torch.nn.Module) -> bool:
+    return kind_of(leaf) is torch.nn.Flatten and (leaf.start_dim, leaf.end_dim) == (1, -1)
+
+
+def reads_as_vectors(module: torch.nn.Module, shape: Sequence[int] | None) -> bool:
+    """Whether one input of a chain is one vector, not one for each of several tokens."""
+    if shape is None:
+        return True
+    leaves = [leaf for _, leaf in leaves_of(module)]
+    width = next(leaf.in_features for leaf in leaves if isinstance(leaf, torch.nn.Linear))
+    return tuple(shape) == (width,) or (_is_flatten(leaves[0]) and math.prod(shape) == width)
 
 
 def _from_module(module: torch.nn.Module) -> Architecture:
@@ -255,7 +297,9 @@ def _from_module(module: torch.nn.Module) -> Architecture:
                 f"{after.in_features}"
             )
     for leaf in others:
-        refuse_slope_one(leaf)
+        refuse_slope(leaf)
     widths = (linear[0].in_features, *(leaf.out_features for leaf in linear))
     name = MODULES[kind_of(others[0])] if others else "linear"
+    if name == "leaky_relu" and not any(leaf.negative_slope for leaf in others):
+        name = "relu"
     return Architecture(widths, name, tuple(leaf.bias is not None for leaf in linear))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lawful.finder.found import LawSearch
 
 FORMAT: Final = "lawful law certificate 1"
-CIRCUIT_FORMAT: Final = "lawful circuit law certificate 2"
+CIRCUIT_FORMAT: Final = "lawful circuit law certificate 3"
 """Of networks that are no plain MLPs (:mod:`lawful.finder.circuits.certificate`)."""
 
 

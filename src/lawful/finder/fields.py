@@ -9,7 +9,7 @@ everywhere. Where a rule fixes signs (an orthant of θ) only patterns realised t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -118,6 +118,12 @@ class System:
         basis = joint_patterns([pattern for pattern, _ in self.cells], self.scaled[1:-1])
         return tuple(np.split(basis, np.cumsum(self.arch.widths[1:-1])[:-1], axis=1))
 
+    @property
+    def masks_are_free(self) -> bool:
+        """True when the activation has slopes, and any residues may stand for them."""
+        family = self.family
+        return bool(self.arch.sigma.slopes) and not family.orthant and family.route != "signs" and self.inputs is None
+
     def acts_linearly(self, i: int) -> bool:
         """True when layer i (from 0) passes h on unchanged: the output, identities, and what is always switched on.
 
@@ -170,13 +176,15 @@ class System:
         return layers + (list(range(1, depth)) if self.moving else [])
 
 
-def draw_feedback(arch: Architecture, family: Family, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def draw_feedback(
+    arch: Architecture, family: Family, rng: np.random.Generator, largest: int = B_RANGE
+) -> tuple[np.ndarray, ...]:
     """Random nonzero integer feedback weights (positive ones for the monotone rule)."""
     out, feedback = arch.widths[-1], [np.zeros((0, 0), dtype=object)]
     for i in range(1, arch.depth):
         shape = (out, arch.widths[i]) if family.direct else (arch.widths[i + 1], arch.widths[i])
         sign = np.ones(shape) if family.orthant == "positive" or family.source == "sign" else rng.choice([-1, 1], shape)
-        size = E_RANGE if family.route == "signs" else B_RANGE
+        size = E_RANGE if family.route == "signs" else largest
         magnitude = np.ones(shape) if family.name == "usf" else rng.integers(1, size + 1, shape)
         feedback.append((sign * magnitude).astype(int).astype(object))
     return tuple(feedback)
@@ -258,8 +266,7 @@ def _masks(
         return [None] * (arch.depth - 1)
     if system.inputs is not None:
         return [slope_residues(system, on) for on in patterns_at(system, point, x)]
-    free = not system.family.orthant and system.family.route != "signs"
-    if free:
+    if system.masks_are_free:
         return [ff.random_residues(rng, (len(x), n)) for n in arch.widths[1:-1]]
     weights, _, _ = split(system, point)
     masks: list[np.ndarray | None] = []
@@ -277,22 +284,38 @@ def _masks(
 
 def patterns_at(system: System, point: Sequence[np.ndarray], x: np.ndarray) -> list[np.ndarray]:
     """Which units are on, per hidden layer, at the integer lift of the point for given rational inputs (exact)."""
-    arch = system.arch
-    slopes = arch.sigma.slopes
-    if slopes is None:
+    if system.arch.sigma.slopes is None:
         return []
+    return [on for on, _, _, _ in _layers_at(system, point, x)]
+
+
+def _layers_at(
+    system: System, point: Sequence[np.ndarray], a: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Per hidden layer which units are on, h, what the layer hears, and its bias; exact."""
+    low, high = system.arch.sigma.slopes or (Fraction(1), Fraction(1))
     weights, biases, _ = split(system, point)
-    patterns: list[np.ndarray] = []
-    a = x
-    for i in range(arch.depth - 1):
-        h = a @ np.vectorize(int, otypes=[object])(weights[i]).T
-        if biases[i] is not None:
-            h = h + np.vectorize(int, otypes=[object])(biases[i])
+    for W, b in zip(weights[:-1], biases[:-1], strict=True):
+        h = a @ np.vectorize(int, otypes=[object])(W).T
+        if b is not None:
+            h = h + np.vectorize(int, otypes=[object])(b)
         on = (h > 0).astype(bool)
-        patterns.append(on)
-        a = np.where(on, slopes[1] * h, slopes[0] * h)
-        a = a if arch.sigma.degree == 1 else a * h
-    return patterns
+        yield on, h, a, b
+        a = np.where(on, high * h, low * h)
+        a = a if system.arch.sigma.degree == 1 else a * h
+
+
+def lies_on_wall(system: System, point: Sequence[np.ndarray]) -> bool:
+    """Whether for some given input a unit is neither on nor off at the point, though it would be nearby.
+
+    A unit that hears zeros and has no bias is zero at every θ nearby, and counts as off.
+    """
+    if system.inputs is None or not system.arch.sigma.slopes:
+        return False
+    return any(
+        ((h == 0) & ((a != 0).any(axis=1, keepdims=True) | (bias is not None))).any()
+        for _, h, a, bias in _layers_at(system, point, system.inputs)
+    )
 
 
 def slope_residues(system: System, on: np.ndarray) -> np.ndarray:

@@ -26,6 +26,15 @@ def refuse_hidden_work(module: torch.nn.Module) -> None:
     Raises:
         SettingError: naming the place, and what is there.
     """
+    owners: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if not torch.nn.parameter.is_lazy(parameter) and parameter.numel():
+            other = owners.setdefault(parameter.untyped_storage().data_ptr(), (name, parameter))[0]
+            if other != name:
+                raise SettingError(
+                    f"find_laws: {name} and {other} share memory, so one moves with the other; tie layers by giving "
+                    "both the same parameter"
+                )
     for path, part in module.named_modules():
         for what in _hidden(part):
             where = f"{path} ({type(part).__name__})" if path else type(part).__name__
@@ -50,6 +59,10 @@ def _hidden(part: torch.nn.Module) -> Iterator[str]:
         if isinstance(tensor, torch.Tensor) and name not in part._parameters:
             yield f"has a computed {name}, no parameter"
     for name, parameter in part.named_parameters(recurse=False):
+        if parameter.is_complex():
+            yield f"has a complex {name} ({parameter.dtype}); laws are counted for real numbers"
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            yield f"has a hook on its {name}, which may change what it learns; remove it"
         if parameter.numel() == 0:
             yield f"has an empty {name} of shape {tuple(parameter.shape)}; a layer needs an input and an output"
         if not parameter.requires_grad:

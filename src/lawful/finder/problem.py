@@ -25,15 +25,13 @@ def signed_feedback(system: System, point: list[np.ndarray]) -> tuple[np.ndarray
     return (system.exact[0], *(b * np.sign(w).astype(int).astype(object) for b, w in pairs))
 
 
-def exact_feedback(arch: Architecture, family: Family, B: str | Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
-    """Generic feedback, or the given one as exact rationals."""
-    drawn = _generic(arch, family, np.random.default_rng([seed, 1]))
+def given_feedback(arch: Architecture, family: Family, B: Any) -> tuple[np.ndarray, ...]:
+    """The given feedback as exact rationals."""
     if isinstance(B, str):
-        if B != "generic":
-            raise SettingError(f"find_laws: B must be 'generic' or a list of arrays; got {B!r}")
-        return drawn
+        raise SettingError(f"find_laws: B must be 'generic' or a list of arrays; got {B!r}")
     if family.source in ("weight", "moving"):
         raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
+    drawn = draw_feedback(arch, family, np.random.default_rng(0))
     shapes = [block.shape for block in drawn[1:]]
     if not isinstance(B, Sequence):
         raise SettingError(f"find_laws: B must be 'generic' or a list of {len(shapes)} arrays; got {B!r}")
@@ -45,13 +43,15 @@ def exact_feedback(arch: Architecture, family: Family, B: str | Sequence[Any], s
     return (drawn[0], *(exact_array(a, "B") for a in arrays))
 
 
-def _generic(arch: Architecture, family: Family, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def generic_feedback(
+    arch: Architecture, family: Family, rng: np.random.Generator, largest: int
+) -> tuple[np.ndarray, ...]:
     """Feedback whose products to the output have full rank, as generic ones do.
 
     A count with rank-deficient feedback would say nothing about other feedback. Sign rules have no generic B.
     """
     while True:
-        drawn = draw_feedback(arch, family, rng)
+        drawn = draw_feedback(arch, family, rng, largest)
         if family.source == "sign" or _has_full_ranks(arch, family, drawn):
             return drawn
 

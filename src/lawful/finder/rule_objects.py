@@ -59,9 +59,13 @@ def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: s
     Raises:
         SettingError: naming the option and what to do.
     """
-    for kind, wrong, what in _IGNORED:
-        if isinstance(rule, kind) and generic and wrong(rule):
+    for kind, wrong, what in (*_IGNORED, *(_REPLACED if generic else ())):
+        if isinstance(rule, kind) and wrong(rule):
             raise SettingError(f"find_laws: {rule!r}: {what}")
+    if not generic and not isinstance(rule, str) and rule.name in STRUCTURED:
+        raise SettingError(
+            f"find_laws: {rule!r} draws feedback with a structure of its own; pass rule='fa' (or 'dfa') with a B"
+        )
     if isinstance(rule, KolenPollack) and rule.decay:
         if geometry != "decay":
             raise SettingError("find_laws: KolenPollack with decay has time-dependent laws; pass geometry='decay'")
@@ -71,10 +75,17 @@ def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: s
 
 _GIVE_B: Final = "pass the numbers as B=[B_2, …, B_L] to find_laws to count for them"
 
-_IGNORED: Final[tuple[tuple[type, Callable[[Any], bool], str], ...]] = (
+_Refusals = tuple[tuple[type, Callable[[Any], bool], str], ...]
+
+_REPLACED: Final[_Refusals] = (
     (FeedbackAlignment, lambda r: r.B is not None, f"the rule brings its own B; {_GIVE_B}"),
     (FeedbackAlignment, lambda r: r.init_name == "orthogonal", f"orthogonal feedback is not generic; {_GIVE_B}"),
     (Rule, lambda r: getattr(r, "scale", None) == 0, f"scale 0 makes B zero; {_GIVE_B}"),
+    (DirectRule, lambda r: r.scale == 0, "scale 0 makes every D zero; pass B=[D_1, …] to find_laws"),
+)
+"""What a given B takes the place of."""
+
+_IGNORED: Final[_Refusals] = (
     (SignFeedbackAlignment, lambda r: r.magnitude == 0, "magnitude 0 sends no errors; take another"),
     (
         UniformSignSymmetry,
@@ -82,12 +93,11 @@ _IGNORED: Final[tuple[tuple[type, Callable[[Any], bool], str], ...]] = (
         "an adaptive scale mean|W| moves with W and leaves no law of a neuron; take adaptive=False",
     ),
     (DirectRule, lambda r: r.taps is not None, "a count teaches every hidden layer; leave taps out"),
-    (DirectRule, lambda r: r.scale == 0, "scale 0 makes every D zero; pass B=[D_1, …] to find_laws"),
 )
 
 
 def structured_feedback(
-    rule: str | AnyRule, arch: Architecture, names: Sequence[str], rng: np.random.Generator
+    rule: str | AnyRule, arch: Architecture, names: Sequence[str], rng: np.random.Generator, largest: int = B_RANGE
 ) -> tuple[np.ndarray, ...] | None:
     """B_2 … B_L with the structure of the rule and otherwise generic whole numbers; None for rules without one.
 
@@ -97,19 +107,20 @@ def structured_feedback(
         arch: the network.
         names: dotted names of the weights W_2 … W_L.
         rng: draws the numbers.
+        largest: of their sizes.
     """
     if isinstance(rule, str) or rule.name not in STRUCTURED:
         return None
     shapes = [(arch.widths[i + 1], arch.widths[i]) for i in range(1, arch.depth)]
     blocks = [np.zeros((0, 0), dtype=object)]
     if isinstance(rule, LowRankFeedback):
-        blocks += [_whole(rng, (m, rule.rank)) @ _whole(rng, (rule.rank, n)) for m, n in shapes]
+        blocks += [_whole(rng, (m, rule.rank), largest) @ _whole(rng, (rule.rank, n), largest) for m, n in shapes]
     elif isinstance(rule, SparseFeedback):
         for shape, name in zip(shapes, names, strict=True):
             drawn = rule.init(torch.empty(shape, dtype=torch.float64), generator_for(rule.seed, name))["B"]
-            blocks.append(_whole(rng, shape) * (drawn.numpy() != 0).astype(int).astype(object))
+            blocks.append(_whole(rng, shape, largest) * (drawn.numpy() != 0).astype(int).astype(object))
     else:
-        shared = _whole(rng, (arch.widths[-1], max(arch.widths[1:-1], default=1)))
+        shared = _whole(rng, (arch.widths[-1], max(arch.widths[1:-1], default=1)), largest)
         blocks += [shared[:, :n] for n in arch.widths[1:-1]]
     return tuple(blocks)
 
@@ -134,8 +145,8 @@ def weight_names(source: Any, arch: Architecture) -> list[str]:
     return [f"{i if arch.sigma.linear else 2 * i}.weight" for i in range(1, arch.depth)]
 
 
-def _whole(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return (rng.integers(1, B_RANGE + 1, shape) * rng.choice([-1, 1], shape)).astype(object)
+def _whole(rng: np.random.Generator, shape: tuple[int, ...], largest: int) -> np.ndarray:
+    return (rng.integers(1, largest + 1, shape) * rng.choice([-1, 1], shape)).astype(object)
 
 
 def _module_of(rule: AnyRule) -> str:

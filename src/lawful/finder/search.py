@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -13,14 +12,19 @@ import torch
 
 from lawful.errors import SettingError
 from lawful.finder import residues as ff
-from lawful.finder.architectures import architecture_of, is_chain
+from lawful.finder.architectures import (
+    architecture_of,
+    is_chain,
+    reads_as_vectors,
+    refuse_where_masks_are_not_free,
+)
 from lawful.finder.candidates import Candidate
 from lawful.finder.circuits.circuit import Circuit
 from lawful.finder.circuits.modules import checked_shape, circuit_of
 from lawful.finder.circuits.search import CircuitSearch, find_circuit_laws
 from lawful.finder.contexts import contexts_of, steady_context
-from lawful.finder.families import family_of
-from lawful.finder.fields import System, draw_point
+from lawful.finder.families import STRUCTURED, family_of
+from lawful.finder.fields import B_RANGE, System, draw_point
 from lawful.finder.found import FoundLaw, LawSearch
 from lawful.finder.geometry import decay_rates, drift, in_geometry
 from lawful.finder.lie_algebra import LieRank, lie_rank
@@ -28,8 +32,9 @@ from lawful.finder.named_laws import BUILDERS
 from lawful.finder.nullspace import num_monomials, polynomial_laws
 from lawful.finder.plain_modules import refuse_hidden_work
 from lawful.finder.polynomials import Polynomial, written
-from lawful.finder.problem import exact_feedback, exact_inputs, signed_feedback
+from lawful.finder.problem import exact_inputs, generic_feedback, given_feedback, signed_feedback
 from lawful.finder.proof import Context, rate_of
+from lawful.finder.residues import PRIME
 from lawful.finder.rule_objects import (
     named_or_object,
     refuse_structure,
@@ -89,7 +94,7 @@ def find_laws(
         B: "generic", or B_2 … B_L (direct rules: D_1 … D_{L-1}); floats count as the dyadic rationals they are.
             For networks that are no plain MLPs a mapping from the weights' names, as ``attachment.feedback``.
         seed: of every random draw.
-        output: "free", or "softmax" when error signals sum to zero.
+        output: "free", or "softmax" when error signals sum to zero, for each token apart where there are several.
         inputs: laws that hold for these inputs (n, n_0) only; ReLU patterns are those of one random point.
         geometry: "plain", "decay" or "momentum": the optimiser's flow; laws may then depend on time through e^t.
         decay: relative decay rates of the layers in whole numbers, for geometry "decay" (default all 1): with
@@ -108,7 +113,7 @@ def find_laws(
     (7, True)
     """
     started = time.perf_counter()
-    made, generic = named_or_object(rule), isinstance(B, str)
+    made, generic = named_or_object(rule), isinstance(B, str) and B == "generic"
     for name, number, least in (("degree", degree, 1), ("seed", seed, 0), ("num_points", num_points, 1)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise SettingError(f"find_laws: {name} must be a whole number >= {least}; got {number!r}")
@@ -119,7 +124,8 @@ def find_laws(
     source = widths_or_module
     if isinstance(source, torch.nn.Module):
         refuse_hidden_work(source)
-        source = source if is_chain(source) and _fits(source, shape) else circuit_of(source, shape)
+        sizes = None if shape is None else checked_shape(shape)
+        source = source if is_chain(source) and reads_as_vectors(source, sizes) else circuit_of(source, sizes)
         shape = None
     if shape is not None:
         raise SettingError(f"find_laws: shape={shape!r} is an option of modules; widths and circuits have their own")
@@ -143,10 +149,15 @@ def find_laws(
         )
     _check_size(System(arch, family, (), geometry=geometry))
     refuse_what_would_be_ignored(made, generic, geometry, biased=any(arch.biases))
-    drawn = structured_feedback(made, arch, weight_names(source, arch), np.random.default_rng([seed, 1]))
-    exact = exact_feedback(arch, family, B, seed) if drawn is None or not generic else drawn
-    numeric = not generic or drawn is not None or family.source != "fixed" or family.route == "signs"
-    system = System(arch, family, exact, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
+    structured = not isinstance(made, str) and made.name in STRUCTURED
+    numeric = not generic or structured or family.source != "fixed" or family.route == "signs"
+    none = (np.zeros((0, 0), dtype=object),)
+    system = System(arch, family, none, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
+    refuse_where_masks_are_not_free(source, masks_are_free=system.masks_are_free, softmax=system.softmax)
+    if generic:
+        system = _with_generic_feedback(system, made, weight_names(source, arch), seed, progress)
+    else:
+        system = replace(system, exact=given_feedback(arch, family, B))
     point = draw_point(system, np.random.default_rng(seed))
     local = replace(system, exact=signed_feedback(system, point))
     symbols = Symbols(local)
@@ -179,9 +190,35 @@ def find_laws(
     )  # fmt: skip
 
 
-def _fits(module: torch.nn.Module, shape: Sequence[int] | None) -> bool:
-    """Whether one input of a chain is one vector, not one for each of several tokens."""
-    return shape is None or prod(checked_shape(shape)) == architecture_of(module, None, bias=False).widths[0]
+def _with_generic_feedback(
+    system: System, rule: Any, names: Sequence[str], seed: int, progress: Progress | None
+) -> System:
+    """Small whole numbers for B, drawn until the Lie rank is that of random residues: generic ones.
+
+    Ranks are compared where a layer acts linearly. Elsewhere laws are polynomials in B, which hold for every B, so
+    that a count that is certified is that of generic B. Sign rules have no generic B.
+    """
+    arch, family, rng = system.arch, system.family, np.random.default_rng([seed, 1])
+
+    def drawn(largest: int) -> tuple[np.ndarray, ...]:
+        block = structured_feedback(rule, arch, names, rng, largest)
+        return generic_feedback(arch, family, rng, largest) if block is None else block
+
+    system = replace(system, exact=drawn(B_RANGE))
+    linear = any(system.acts_linearly(i) for i in range(arch.depth - 1))
+    if family.source != "fixed" or family.route == "signs" or not linear:
+        return system
+    most = _uninterrupted(replace(system, exact=drawn(PRIME // 2)), seed, progress)
+    while _uninterrupted(system, seed, progress) < most:
+        system = replace(system, exact=drawn(B_RANGE))
+    return system
+
+
+def _uninterrupted(system: System, seed: int, progress: Progress | None) -> int:
+    found = _rank(system, seed, 0, progress)
+    if found.interrupted:
+        raise KeyboardInterrupt  # there is no B yet, so nothing to keep
+    return found.rank
 
 
 _Found = list[tuple[FoundLaw, Candidate]]

@@ -29,11 +29,16 @@ class Builder:
     maps: list[Map] = field(default_factory=list)
     _count: int = 0
 
-    def circuit(self, name: str, output: int) -> Circuit:
-        """The finished network; the output must be the node added last."""
+    def circuit(self, name: str, output: int, classes: int = 0) -> Circuit:
+        """The finished network; the output must be the node added last.
+
+        ``classes``: of how many consecutive outputs a cross-entropy makes one softmax (a token's), 0 for all.
+        """
         if output != len(self.nodes) - 1:
             raise ValueError("the output must be the last node")
-        return Circuit(name, tuple(self.maps), tuple(self.nodes))
+        if classes and self.nodes[output].size % classes:
+            raise ValueError(f"{self.nodes[output].size} outputs are no whole number of softmaxes over {classes}")
+        return Circuit(name, tuple(self.maps), tuple(self.nodes), classes)
 
     def size(self, node: int) -> int:
         """Units of a node."""

@@ -43,7 +43,7 @@ def system_of(content: Mapping[str, Any]) -> System:
     """The circuit and its rule, read back."""
     given = content["circuit"]
     maps = tuple(_map(data) for data in given["maps"])
-    circuit = Circuit(given["name"], maps, tuple(_node(data) for data in given["nodes"]))
+    circuit = Circuit(given["name"], maps, tuple(_node(data) for data in given["nodes"]), given["classes"])
     exact = np.array([Fraction(b) for b in content["feedback"]], dtype=object)
     return System(circuit, family_of(content["rule"]), exact, bool(content["softmax"]))
 
@@ -56,7 +56,7 @@ def circuit_data(circuit: Circuit) -> dict[str, Any]:
     for node in circuit.nodes:
         data = {f.name: _plain(getattr(node, f.name)) for f in dataclasses.fields(node)}  # pyright: ignore[reportArgumentType]
         nodes.append({"kind": type(node).__name__, **data})
-    return {"name": circuit.name, "maps": maps, "nodes": nodes}
+    return {"name": circuit.name, "maps": maps, "nodes": nodes, "classes": circuit.classes}
 
 
 def _plain(value: Any) -> Any:

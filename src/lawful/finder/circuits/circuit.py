@@ -40,11 +40,18 @@ class Circuit:
         name: for tables.
         maps: who owns which variable; together they own 0 … D - 1, each once.
         nodes: the network.
+        classes: how many consecutive outputs one softmax sees; 0 for all of them.
     """
 
     name: str
     maps: tuple[Map, ...]
     nodes: tuple[Node, ...]
+    classes: int = 0
+
+    @property
+    def logits(self) -> int:
+        """How many consecutive outputs have errors that sum to zero when the outputs go through a softmax."""
+        return self.classes or self.nodes[-1].size
 
     @cached_property
     def size(self) -> int:

@@ -38,7 +38,7 @@ class System:
         circuit: the network.
         family: the rule.
         exact: a number B for each variable (used where it is in ``circuit.feedback``); for sign rules at the point.
-        softmax: the errors of the outputs sum to zero.
+        softmax: the errors of the outputs that go through one softmax sum to zero.
     """
 
     circuit: Circuit
@@ -119,7 +119,8 @@ def draw(system: System, values: np.ndarray, count: int, rng: np.random.Generato
     kept = np.flatnonzero(good)[:count]
     error = ff.random_residues(rng, (rows, circuit.nodes[-1].size))
     if system.softmax:
-        error[:, -1] = ff.reduce(-error[:, :-1].sum(axis=1))
+        each = error.reshape(rows, -1, circuit.logits)
+        each[..., -1] = ff.reduce(-each[..., :-1].sum(axis=-1))
     return Sample({number: block[kept] for number, block in data.items()}, error[kept]), kept
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lawful.errors import SettingError
-from lawful.finder.architectures import kind_of, leaves_of, refuse_slope_one
+from lawful.finder.architectures import kind_of, leaves_of, refuse_slope
 from lawful.finder.circuits.build import Builder
 from lawful.finder.circuits.circuit import Circuit, Map
 
@@ -27,6 +27,7 @@ class Reader:
     net: Builder
     node: int
     shape: tuple[int, ...]
+    channels_first: bool = False
     maps: dict[int, Map] = field(default_factory=dict)
     biases: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
@@ -70,7 +71,11 @@ def circuit_of(module: nn.Module, shape: Sequence[int] | None = None) -> Circuit
             raise SettingError(f"find_laws: {name or type(leaf).__name__}: {error}") from error
     if not net.maps:
         raise SettingError("find_laws: the module has no parameters")
-    return net.circuit(type(module).__name__ + f" of {len(leaves)} layers", reader.node)
+    features = reader.shape[0 if reader.channels_first else -1]
+    if reader.channels_first and len(reader.shape) > 1:  # what one softmax sees stands together
+        order = np.arange(prod(reader.shape)).reshape(features, -1).T.ravel()
+        reader.node = net.select(reader.node, order)
+    return net.circuit(type(module).__name__ + f" of {len(leaves)} layers", reader.node, features)
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
@@ -111,7 +116,7 @@ def _linear(r: Reader, name: str, leaf: Any) -> None:
     if r.shape[-1] != leaf.in_features:
         raise ValueError(f"expected {leaf.in_features} features, got an input of shape {r.shape}")
     r.node = r.net.dense(r.node, r.map(name, leaf.weight, leaf.bias), prod(r.shape[:-1]))
-    r.shape = (*r.shape[:-1], leaf.out_features)
+    r.shape, r.channels_first = (*r.shape[:-1], leaf.out_features), False
 
 
 def _windows(
@@ -147,11 +152,13 @@ def _convolution(r: Reader, name: str, leaf: Any) -> None:
         column = np.ravel_multi_index((o // per_group * fan_in + c, *place), read)
         weights[row, column] = m.weight_at[(o, c, *t)]
     biases = None if m.bias_at is None else np.repeat(m.bias_at, prod(size))
-    r.node, r.shape = r.net.affine(r.node, weights, biases), written
+    r.node, r.shape, r.channels_first = r.net.affine(r.node, weights, biases), written, True
 
 
 def _average(r: Reader, name: str, leaf: Any) -> None:
-    axes = len(r.shape) - 1
+    axes = 1 if isinstance(leaf, nn.AvgPool1d) else 2
+    if len(r.shape) != 1 + axes:
+        raise ValueError(f"expected an input of {1 + axes} axes, channels first; got one of shape {r.shape}")
     kernel, stride, padding = (v if isinstance(v, tuple) else (v,) * axes
                                for v in (leaf.kernel_size, leaf.stride, leaf.padding))  # fmt: skip
     if leaf.ceil_mode or any(padding):
@@ -165,7 +172,7 @@ def _average(r: Reader, name: str, leaf: Any) -> None:
 
 
 def _relu(r: Reader, name: str, leaf: Any) -> None:
-    refuse_slope_one(leaf)
+    refuse_slope(leaf)
     r.node = r.net.relu(r.node, Fraction(getattr(leaf, "negative_slope", 0)))
 
 
@@ -181,7 +188,12 @@ def _flatten(r: Reader, name: str, leaf: Any) -> None:
 
 def _norm(r: Reader, name: str, leaf: Any) -> None:
     if tuple(leaf.normalized_shape) != r.shape[-1:]:
-        raise ValueError(f"a norm over the last dimension is read; got {tuple(leaf.normalized_shape)} for {r.shape}")
+        raise ValueError(
+            f"a norm over the last axis alone is read, normalized_shape ({r.shape[-1]},) here; "
+            f"got {tuple(leaf.normalized_shape)}"
+        )
+    if leaf.eps is not None and not leaf.eps >= 0:
+        raise ValueError(f"eps must be 0 or more; got {leaf.eps}")
     channels = r.shape[-1]
     tokens = prod(r.shape) // channels
     group = np.repeat(np.arange(tokens), channels)

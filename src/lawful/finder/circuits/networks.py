@@ -82,7 +82,7 @@ def attention(
                   bias=bias, causal=causal, softmax=softmax)  # fmt: skip
     kind = ("causal " if causal else "") + ("attention" if softmax else "linear attention")
     size = f"{tokens} tokens of {width}, {heads} head{'s' * (heads > 1)} of {head}, {_outputs(outputs)}"
-    return net.circuit(f"{kind}, {size}{', bias' * bias}", last)
+    return net.circuit(f"{kind}, {size}{', bias' * bias}", last, outputs)
 
 
 NORMS = ("rms", "layer", "batch")
@@ -103,7 +103,7 @@ def normed(
     last = net.dense(net.relu(z), net.map("W2", outputs, hidden, bias="b2" * bias), copies)
     size = f"{inputs}-{hidden}-{outputs}" + (f", {batch} inputs" if norm == "batch" else "")
     details = ", ε = 0" * (not epsilon) + ", affine" * affine + ", bias" * bias
-    return net.circuit(f"{norm} norm {size}{details}", last)
+    return net.circuit(f"{norm} norm {size}{details}", last, outputs)
 
 
 def block(
@@ -124,7 +124,8 @@ def block(
     x = net.add(x, net.dense(h, net.map("W2", width, hidden, bias="b2" * bias), tokens))
     last = net.dense(x, net.map("W", outputs, width, bias="b" * bias), tokens)
     size = f"{tokens} tokens, {inputs}-{width}, head {head}, block {hidden}, {_outputs(outputs)}"
-    return net.circuit(f"pre-norm transformer, {norm} norm, {size}{', ε = 0' * (not epsilon)}{', bias' * bias}", last)
+    return net.circuit(f"pre-norm transformer, {norm} norm, {size}{', ε = 0' * (not epsilon)}{', bias' * bias}",
+                       last, outputs)  # fmt: skip
 
 
 def gated(inputs: int, hidden: int, outputs: int, *, bias: bool = False) -> Circuit:

@@ -1,8 +1,8 @@
 """Symbolic proof of a law: let θ change along ∇h and follow the change up the network, B in the place of W.
 
 ∇h · F = −⟨e, change of the output⟩, so h is a law exactly when the output does not change (for softmax outputs: when
-all outputs change alike). Everything is a symbol: weights, feedback, inputs, slopes, P with row sums 1, r with
-r²(v + ε) = 1. Changes mostly cancel long before the output.
+all that go through one softmax change alike). Everything is a symbol: weights, feedback, inputs, slopes, P with row
+sums 1, r with r²(v + ε) = 1. Changes mostly cancel long before the output.
 
 Where every unit of a node changes by a constant times itself (0 included), the node gets new symbols for its units: an
 identity in them holds whatever they stand for. So expansions stay small; should that lose a relation, all is expanded.
@@ -52,8 +52,11 @@ def _expands_to_zero(system: System, h: Polynomial, *, numeric: bool, renaming: 
             change = None if change is None else here.value * objects(factors)
         values.append(here.value)
         changes.append(change)
-    change = changes[-1]
-    return change is None or (system.softmax and all(ring.vanishes(f - change[-1]) for f in change[:-1]))
+    change, each = changes[-1], system.circuit.logits
+    if change is None:
+        return True
+    softmaxes = [change[at : at + each] for at in range(0, len(change), each)]
+    return system.softmax and all(ring.vanishes(f - last) for *others, last in softmaxes for f in others)
 
 
 def _simplified(ring: Ring, change: Value) -> Value:

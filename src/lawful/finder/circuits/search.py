@@ -69,18 +69,36 @@ class CircuitLaw:
             parameters: by name, as in ``module.state_dict()``.
             feedback: B by the name of its weight, as in ``attachment.feedback``; not needed by backpropagation nor
                 where the law contains the given numbers of B.
+
+        Raises:
+            SettingError: something is missing, or of another shape; a law with the numbers of another B.
         """
         size, symbols = self.system.circuit.size, dict[int, float]()
         for shift, arrays in ((0, parameters), (size, feedback or {})):
             for m in self.system.circuit.maps:
                 for name, at in ((m.weight, m.weight_at), (m.bias, m.bias_at)):
                     if at is not None and name in arrays:
-                        values = np.asarray(arrays[name], dtype=np.float64).ravel()
-                        symbols |= {shift + int(v): float(x) for v, x in zip(at.ravel(), values, strict=True)}
+                        values = number_array(arrays[name], f"value of {name}")
+                        if values.shape != at.shape:
+                            raise SettingError(f"law.value: {name} has shape {values.shape}; expected {at.shape}")
+                        symbols |= {shift + int(v): float(x) for v, x in zip(at.ravel(), values.ravel(), strict=True)}
+        self._refuse_other_feedback({number - size: b for number, b in symbols.items() if number >= size})
         missing = {number for monomial in self.terms for number in monomial} - set(symbols)
         if missing:
             raise SettingError(f"law.value: expected also {self.system.names[min(missing)]}")
         return float(sum(float(c) * float(np.prod([symbols[n] for n in m])) for m, c in self.terms.items()))
+
+    def _refuse_other_feedback(self, given: Mapping[int, float]) -> None:
+        """Where the coefficients contain numbers of B, they must be these."""
+        if not self.numeric or self.system.family.source != "fixed":
+            return
+        own, fed = self.system.exact, set(self.system.circuit.feedback.tolist())
+        for v, b in given.items():
+            if v in fed and float(own[v]) != b:
+                raise SettingError(
+                    f"law.value: this law contains the numbers of the B it was found for, {float(own[v]):g} for "
+                    f"{self.system.circuit.names[v]}; got {b:g}. Find the laws of your B: find_laws(…, B=feedback)"
+                )
 
 
 @dataclass(frozen=True)
