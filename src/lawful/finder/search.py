@@ -215,7 +215,8 @@ def _with_generic_feedback(
 
 
 def _uninterrupted(system: System, seed: int, progress: Progress | None) -> int:
-    found = _rank(system, seed, 0, progress)
+    told = None if progress is None else lambda fraction, _: progress(fraction, "drawing a generic B")
+    found = _rank(system, seed, 0, told)
     if found.interrupted:
         raise KeyboardInterrupt  # there is no B yet, so nothing to keep
     return found.rank

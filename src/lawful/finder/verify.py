@@ -20,6 +20,7 @@ from lawful.finder.families import Family, family_of
 from lawful.finder.fields import System, lies_on_wall, split
 from lawful.finder.geometry import decay_rates
 from lawful.finder.independent_fields import bracket_matrix
+from lawful.finder.polynomials import Polynomial
 from lawful.finder.residues import PRIME
 from lawful.finder.symbols import Symbols
 
@@ -162,13 +163,13 @@ def _system(given: Mapping[str, Any]) -> System:
     return System(arch, family, exact, bool(given["softmax"]), exact_inputs, given["geometry"], decay)
 
 
-def terms_of(polynomial: Sequence[Any]) -> dict[tuple[int, ...], Fraction]:
+def terms_of(polynomial: Sequence[Any]) -> Polynomial:
     """A law as it stands in a certificate.
 
     Raises:
         ValueError: a monomial that comes twice or is not sorted, so that a reader would see another law; a constant.
     """
-    terms = {tuple(monomial): Fraction(coefficient) for coefficient, monomial in polynomial}
+    terms: Polynomial = {tuple(monomial): Fraction(coefficient) for coefficient, monomial in polynomial}
     if len(terms) < len(polynomial) or any(list(m) != sorted(m) or not m for m in terms):
         raise ValueError("expected every monomial of a law once, its variables sorted, and no constant")
     return terms
@@ -180,7 +181,7 @@ def _certified_point(point: Mapping[str, Any], system: System) -> list[np.ndarra
     return [np.array(block, dtype=np.float64).reshape(shape) for block, shape in zip(state, shapes, strict=True)]
 
 
-def _is_law(symbols: Symbols, content: Mapping[str, Any], law: Mapping[str, Any], h: dict[Any, Fraction]) -> bool:
+def _is_law(symbols: Symbols, content: Mapping[str, Any], law: Mapping[str, Any], h: Polynomial) -> bool:
     numeric = bool(law["given_feedback"])
     if not flint_rate(symbols, h, numeric=numeric):
         return True
@@ -218,16 +219,14 @@ def modular(block: np.ndarray) -> np.ndarray:
     return np.array(values, dtype=np.int64).reshape(block.shape)
 
 
-def _gradient_rank(
-    symbols: Symbols, laws: list[dict[tuple[int, ...], Fraction]], state: list[np.ndarray], B: list[np.ndarray]
-) -> int:
+def _gradient_rank(symbols: Symbols, laws: Sequence[Polynomial], state: list[np.ndarray], B: list[np.ndarray]) -> int:
     p, dimension = jets.MODULUS, symbols.system.dimension
     values = [int(x) % p for block in (*state, *B) for x in block.ravel()]
     matrix = flint.nmod_mat(max(1, len(laws)), dimension, p)
     for row, h in enumerate(laws):
         slopes: dict[int, int] = {}
         for monomial, coefficient in h.items():
-            c = coefficient.numerator * pow(coefficient.denominator, -1, p)
+            c = Fraction(coefficient).numerator * pow(Fraction(coefficient).denominator, -1, p)
             for at, number in enumerate(monomial):
                 if number < dimension:
                     term = c
