@@ -19,7 +19,7 @@ def rates(W, b, B, x, e, *, rule, activation):
         if rule in ("dfa", "mdfa"):
             sent = e @ B[i - 1]
         else:
-            back = {"bp": W[i], "usf": np.sign(W[i])}.get(rule, B[i - 1])
+            back = {"bp": W[i], "usf": np.sign(W[i]) / np.sqrt(W[i].shape[1])}.get(rule, B[i - 1])
             sent = deltas[0] @ back
         deltas.insert(0, sent * slopes[i - 1])
     return [-np.outer(d, v) for d, v in zip(deltas, a, strict=True)], [-d for d in deltas]

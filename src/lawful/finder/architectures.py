@@ -202,6 +202,11 @@ def leaves_of(module: torch.nn.Module, path: str = "") -> list[tuple[str, torch.
     return [leaf for name, child in inner for leaf in leaves_of(child, name)]
 
 
+def linear_layers(module: torch.nn.Module) -> list[torch.nn.Linear]:
+    """In the order of evaluation."""
+    return [leaf for _, leaf in leaves_of(module) if isinstance(leaf, torch.nn.Linear)]
+
+
 def kind_of(leaf: torch.nn.Module) -> type[torch.nn.Module]:
     """Its class, below an attached rule."""
     return getattr(leaf, "lawful_base", type(leaf))
@@ -275,14 +280,12 @@ def reads_as_vectors(module: torch.nn.Module, shape: Sequence[int] | None) -> bo
     """Whether one input of a chain is one vector, not one for each of several tokens."""
     if shape is None:
         return True
-    leaves = [leaf for _, leaf in leaves_of(module)]
-    width = next(leaf.in_features for leaf in leaves if isinstance(leaf, torch.nn.Linear))
-    return tuple(shape) == (width,) or (_is_flatten(leaves[0]) and math.prod(shape) == width)
+    width = linear_layers(module)[0].in_features
+    return tuple(shape) == (width,) or (_is_flatten(leaves_of(module)[0][1]) and math.prod(shape) == width)
 
 
 def _from_module(module: torch.nn.Module) -> Architecture:
-    leaves = _without_data(module)
-    linear = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Linear)]
+    leaves, linear = _without_data(module), linear_layers(module)
     others = [leaf for leaf in leaves if not isinstance(leaf, torch.nn.Linear)]
     if not linear or not is_chain(module):
         allowed = ", ".join(sorted(kind.__name__ for kind in MODULES))

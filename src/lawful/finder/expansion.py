@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 
 import flint
 
+from lawful.finder.polynomials import Polynomial
 from lawful.finder.proof import Context
 from lawful.finder.symbols import Symbols
 
@@ -33,9 +33,7 @@ class _Ring:
         return _Ring(dict(zip(self.listed, context.gens(), strict=False)))
 
 
-def flint_rate(
-    symbols: Symbols, h: Mapping[tuple[int, ...], Fraction], *, numeric: bool, context: Context | None = None
-) -> bool:
+def flint_rate(symbols: Symbols, h: Polynomial, *, numeric: bool, context: Context | None = None) -> bool:
     """True when ∇h · F does not expand to zero (so False proves the law).
 
     Args:
@@ -49,9 +47,7 @@ def flint_rate(
     return _rate(first.filled(), symbols, h, numeric, context) != 0
 
 
-def _rate(
-    ring: _Ring, symbols: Symbols, h: Mapping[tuple[int, ...], Fraction], numeric: bool, context: Context | None
-) -> Any:
+def _rate(ring: _Ring, symbols: Symbols, h: Polynomial, numeric: bool, context: Context | None) -> Any:
     system = symbols.system
     arch, family = system.arch, system.family
     last, dimension = arch.depth - 1, system.dimension

@@ -66,6 +66,7 @@ class System:
         inputs: fixed inputs (n, n_0), rationals, for laws that hold on a data set only, or None for all inputs.
         geometry: the optimiser, a name in :data:`lawful.finder.geometry.GEOMETRIES`.
         decay: under "decay" the relative rate at which each layer decays, in whole numbers.
+        scale: s of uniform sign symmetry, None for 1/√fan-in; laws are found with s = 1, which changes no count.
     """
 
     arch: Architecture
@@ -75,6 +76,7 @@ class System:
     inputs: np.ndarray | None = None
     geometry: str = "plain"
     decay: tuple[int, ...] = ()
+    scale: float | None = None
 
     @cached_property
     def B(self) -> tuple[np.ndarray, ...]:
@@ -222,12 +224,13 @@ def draw_data(system: System, point: Sequence[np.ndarray], count: int, rng: np.r
     if system.inputs is None:
         x = ff.random_residues(rng, (count, arch.widths[0]))
     else:
-        x = system.inputs[np.arange(count) % len(system.inputs)]
-    blind = family.route == "signs" and system.cells is None
+        x = system.inputs[rng.permutation(max(count, len(system.inputs)))[:count] % len(system.inputs)]
+    signed = family.route == "signs" and arch.depth > 1
+    blind = signed and system.cells is None
     e = _off_walls(system, count, rng) if blind else _errors(system, count, rng)
     masks = _masks(system, point, x, rng)
     x = ff.residues_of(x) if system.inputs is not None else x
-    signs = _signs(system, _sent(system, e, rng), masks) if family.route == "signs" else []
+    signs = _signs(system, _sent(system, e, rng), masks) if signed else []
     values = [ff.random_residues(rng, (count, n)) for n in hidden] if arch.sigma.degree is None else []
     return Data(x, e, ff.random_residues(rng, e.shape), masks, values, signs)
 

@@ -49,14 +49,15 @@ class FoundLaw:
             b: b_1 … b_L, or None without biases.
             B: B_2 … B_L (for direct rules D_1 … D_{L-1}, each (outputs, n_i); for magnitude rules M_2 … M_L; for
                 Kolen-Pollack the moving B's); not needed by backpropagation. Without it those of the search are taken,
-                which for laws with numbers in their formula are the only ones they hold for.
+                and for uniform sign symmetry the s of its rule.
             t: time, geometry "decay": λ · flow time, "momentum": γ · flow time; the other geometry has none.
             velocity: geometry "momentum": (V, c, C), the derivatives of W, b and a moving B by this t, so θ̇/γ.
 
         Raises:
-            SettingError: an argument that is missing, superfluous or of the wrong shape.
+            SettingError: an argument that is missing, superfluous or of the wrong shape; another B than that of the
+                search, for laws with numbers of it in their formula.
         """
-        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity)
+        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity, numeric=self.numeric)
 
 
 @dataclass(frozen=True)

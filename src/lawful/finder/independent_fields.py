@@ -95,7 +95,7 @@ def _errors(system: System, rows: int, rng: np.random.Generator) -> np.ndarray:
     e = rng.integers(-(2**20), 2**20 + 1, (rows, system.arch.widths[-1]))
     if system.softmax:
         e[:, -1] = -e[:, :-1].sum(axis=1)
-    if system.family.route == "signs":
+    if system.family.route == "signs" and system.arch.depth > 1:
         B = system.exact[-1]
         zero = ((e.astype(object) @ B) == 0) & np.array([any(column) for column in (system.errors.T @ B).T])
         again = zero.any(axis=1)

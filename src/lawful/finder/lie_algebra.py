@@ -155,9 +155,9 @@ def _add_level(
     Where signs and activation patterns are few and some of them rare, until a batch gives nothing.
     """
     used = 0
-    rare = bool(system.family.orthant) or system.family.route == "signs"
+    rare = bool(system.family.orthant) or system.family.route == "signs" or system.inputs is not None
     cap = max(8, _BLOCK_ELEMENTS // (system.dimension * 2 ** min(level, 4)))
-    while echelon.rank < target:
+    while echelon.rank < target or not (used or level):  # one batch at least: it would show a law too many
         count = min(max(target - echelon.rank + MARGIN, RARE if rare else 0), cap)
         data = [draw_data(system, point, count, rng) for _ in range(level + 1)]
         gained = len(echelon.add(bracket_rows(system, B, point, data, count)))

@@ -94,8 +94,9 @@ def _neuron_formula(symbols: Symbols, i: int, j: int, degree: int) -> str:
         "weight": f"{degree}·½‖W{n + 1}[:,{j + 1}]‖²" if degree != 1 else f"½‖W{n + 1}[:,{j + 1}]‖²",
         "moving": f"{k}½‖B{n + 1}[:,{j + 1}]‖²",
         "fixed": f"{k}⟨{letter}[:,{j + 1}], W{n + 1}[:,{j + 1}]⟩",
-        "sign": f"{k}{'' if family.name == 'usf' else f'⟨M{n + 1}[:,{j + 1}], '}"
-        + (f"‖W{n + 1}[:,{j + 1}]‖₁" if family.name == "usf" else f"|W{n + 1}[:,{j + 1}]|⟩"),
+        "sign": f"{k}s{n + 1}·‖W{n + 1}[:,{j + 1}]‖₁"
+        if family.name == "usf"
+        else f"{k}⟨M{n + 1}[:,{j + 1}], |W{n + 1}[:,{j + 1}]|⟩",
     }[family.source]
     return f"½‖W{n}[{j + 1},:]‖²{bias} − {potential}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -31,6 +32,8 @@ def given_feedback(arch: Architecture, family: Family, B: Any) -> tuple[np.ndarr
         raise SettingError(f"find_laws: B must be 'generic' or a list of arrays; got {B!r}")
     if family.source in ("weight", "moving"):
         raise SettingError(f"find_laws: rule {family.name} has no fixed B to give; leave B='generic'")
+    if family.name == "usf":
+        raise SettingError("find_laws: usf has one number a layer for B; pass rule='frsf' with B the magnitudes M")
     drawn = draw_feedback(arch, family, np.random.default_rng(0))
     shapes = [block.shape for block in drawn[1:]]
     if not isinstance(B, Sequence):
@@ -40,7 +43,11 @@ def given_feedback(arch: Architecture, family: Family, B: Any) -> tuple[np.ndarr
         raise SettingError(
             f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
         )
-    return (drawn[0], *(exact_array(a, "B") for a in arrays))
+    exact = [exact_array(a, "B") for a in arrays]
+    if family.orthant and not all((block > 0).all() for block in exact):
+        what = "magnitudes M, as B = M ⊙ sign(W)" if family.source == "sign" else "positive, as its rule keeps it"
+        raise SettingError(f"find_laws: B of {family.name} must be {what}: expected numbers > 0 only")
+    return (drawn[0], *exact)
 
 
 def generic_feedback(
@@ -76,17 +83,23 @@ def exact_inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:
     array = number_array(inputs, "inputs")
     if array.ndim != 2 or array.shape[1] != arch.widths[0] or not len(array):
         raise SettingError(f"find_laws: inputs must have shape (n, {arch.widths[0]}) with n >= 1; got {array.shape}")
-    return exact_array(array, "inputs")
+    exact = exact_array(array, "inputs")
+    return np.array(list(dict.fromkeys(map(tuple, exact))), dtype=object)  # each once
 
 
 def number_array(values: Any, what: str) -> np.ndarray:
     """As an array of numbers.
 
     Raises:
-        SettingError: rows of unequal length.
+        SettingError: rows of unequal length; a tensor that is sparse or without numbers.
     """
+    if isinstance(values, torch.Tensor):
+        if values.layout is not torch.strided or values.device.type == "meta":
+            raise SettingError(f"find_laws: {what} must be a dense tensor with numbers; got {values!r:.60}")
+        plain = values.detach().cpu()
+        values = plain.double() if plain.is_floating_point() else plain  # numpy has no bfloat16
     try:
-        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+        return np.asarray(values)
     except ValueError as error:
         raise SettingError(f"find_laws: {what} must be an array of numbers; got {values!r:.60}") from error
 
@@ -104,5 +117,8 @@ def exact_array(array: np.ndarray, what: str) -> np.ndarray:
             f"find_laws: {what} must hold real numbers; got {array.dtype} {array.tolist()!r:.60}"
         ) from error
     if not finite:
-        raise SettingError(f"find_laws: {what} must be finite real numbers")
+        bad = next(x for x in array.ravel().tolist() if isinstance(x, complex) or not math.isfinite(x))
+        raise SettingError(
+            f"find_laws: {what} must be finite real numbers; got {bad}, in an array of shape {array.shape}"
+        )
     return np.array([Fraction(x) for x in array.ravel().tolist()], dtype=object).reshape(array.shape)

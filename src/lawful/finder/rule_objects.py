@@ -44,6 +44,8 @@ def named_or_object(rule: Any) -> str | AnyRule:
         if rule in RULES and rule not in STRUCTURED:
             raise SettingError(f"find_laws: the laws of {rule!r} cannot be counted, {_MOVING[rule]}; {ADVICE}")
         rule = parse_rule(rule)
+    if isinstance(rule, type):
+        raise SettingError(f"find_laws: rule must be a rule object; got the class, write {rule.__name__}()")
     if not isinstance(rule, AnyRule):
         raise SettingError(f"find_laws: rule must be a rule object or a name; got {rule!r}; {ADVICE}")
     known = rule.name in FAMILIES or rule.name in STRUCTURED
@@ -53,8 +55,12 @@ def named_or_object(rule: Any) -> str | AnyRule:
     return rule
 
 
-def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: str, *, biased: bool) -> None:
-    """Options of a rule object that a count for generic feedback would not see; ``biased``: the network has biases.
+def refuse_what_would_be_ignored(
+    rule: str | AnyRule, generic: bool, geometry: str, *, biased: bool, equal: bool
+) -> None:
+    """Options of a rule object that a count for generic feedback would not see.
+
+    ``biased``: the network has biases; ``equal``: all layers decay alike.
 
     Raises:
         SettingError: naming the option and what to do.
@@ -65,6 +71,11 @@ def refuse_what_would_be_ignored(rule: str | AnyRule, generic: bool, geometry: s
     if not generic and not isinstance(rule, str) and rule.name in STRUCTURED:
         raise SettingError(
             f"find_laws: {rule!r} draws feedback with a structure of its own; pass rule='fa' (or 'dfa') with a B"
+        )
+    if isinstance(rule, KolenPollack) and geometry == "decay" and not (rule.decay and equal):
+        raise SettingError(
+            f"find_laws: {rule!r} moves B by itself, without the optimiser's decay; laws under decay are counted for "
+            "KolenPollack(decay=λ), all layers alike; rule='kp' counts W and B that decay together"
         )
     if isinstance(rule, KolenPollack) and rule.decay:
         if geometry != "decay":
@@ -93,6 +104,7 @@ _IGNORED: Final[_Refusals] = (
         "an adaptive scale mean|W| moves with W and leaves no law of a neuron; take adaptive=False",
     ),
     (DirectRule, lambda r: r.taps is not None, "a count teaches every hidden layer; leave taps out"),
+    (DirectRule, lambda r: r.output is not None, "a count takes the last layer for the output; leave output out"),
 )
 
 

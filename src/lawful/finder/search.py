@@ -15,6 +15,7 @@ from lawful.finder import residues as ff
 from lawful.finder.architectures import (
     architecture_of,
     is_chain,
+    linear_layers,
     reads_as_vectors,
     refuse_where_masks_are_not_free,
 )
@@ -51,6 +52,9 @@ MAX_DIMENSION: Final = 8000
 
 SEARCHED_BY_DEFAULT: Final = 700
 """The polynomial search runs on its own up to this many monomials (about a second)."""
+
+HIGHEST: Final = 20
+"""The highest degree that can be asked for."""
 
 DEEPEST: Final = 4
 """The highest degree it tries on its own."""
@@ -115,9 +119,12 @@ def find_laws(
     started = time.perf_counter()
     made, generic = named_or_object(rule), isinstance(B, str) and B == "generic"
     for name, number, least in (("degree", degree, 1), ("seed", seed, 0), ("num_points", num_points, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
             raise SettingError(f"find_laws: {name} must be a whole number >= {least}; got {number!r}")
-    if search not in (None, True, False):
+    degree, seed = int(degree), int(seed)
+    if degree > HIGHEST:
+        raise SettingError(f"find_laws: degree must be at most {HIGHEST}; got {degree}")
+    if not (search is None or isinstance(search, bool)):
         raise SettingError(f"find_laws: search must be True, False or None; got {search!r}")
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
@@ -132,7 +139,7 @@ def find_laws(
     if isinstance(source, Circuit):
         if activation is not None or bias or inputs is not None or geometry != "plain" or decay is not None:
             raise SettingError("find_laws: activation, bias, inputs, geometry and decay are options of plain MLPs only")
-        refuse_what_would_be_ignored(made, generic, geometry, biased=False)
+        refuse_what_would_be_ignored(made, generic, geometry, biased=False, equal=True)
         refuse_structure(made, generic)
         named: Any = B
         return find_circuit_laws(source, rule=made, B=named, degree=degree, seed=seed, output=output, search=search,
@@ -141,6 +148,10 @@ def find_laws(
         raise SettingError("find_laws: for a plain MLP B is a list of arrays, in the order of the layers")
     arch = architecture_of(source, activation, bias)
     family = family_of(made)
+    if output == "softmax" and arch.widths[-1] == 1:
+        raise SettingError("find_laws: a softmax of one output sends no error (Σe = 0); take output='free'")
+    if inputs is not None and arch.sigma.degree is None:
+        raise SettingError(f"find_laws: inputs are not counted with {arch.activation}, whose values count as free data")
     rates = decay_rates(geometry, decay, arch.depth)
     if family.route == "signs" and arch.sigma.degree == 2 and arch.depth > 2:
         raise SettingError(
@@ -148,17 +159,19 @@ def find_laws(
             "take relu, leaky_relu or linear, or two layers"
         )
     _check_size(System(arch, family, (), geometry=geometry))
-    refuse_what_would_be_ignored(made, generic, geometry, biased=any(arch.biases))
+    refuse_what_would_be_ignored(made, generic, geometry, biased=any(arch.biases), equal=len(set(rates)) < 2)
     structured = not isinstance(made, str) and made.name in STRUCTURED
     numeric = not generic or structured or family.source != "fixed" or family.route == "signs"
     none = (np.zeros((0, 0), dtype=object),)
-    system = System(arch, family, none, output == "softmax", exact_inputs(arch, inputs), geometry, rates)
+    scale = getattr(made, "scale", None) if family.name == "usf" else None
+    system = System(arch, family, none, output == "softmax", exact_inputs(arch, inputs), geometry, rates, scale)
     refuse_where_masks_are_not_free(source, masks_are_free=system.masks_are_free, softmax=system.softmax)
     if generic:
         system = _with_generic_feedback(system, made, weight_names(source, arch), seed, progress)
     else:
         system = replace(system, exact=given_feedback(arch, family, B))
-    point = draw_point(system, np.random.default_rng(seed))
+    own = _orthant_of(source, system)
+    point = draw_point(system, np.random.default_rng(seed), own)
     local = replace(system, exact=signed_feedback(system, point))
     symbols = Symbols(local)
     interrupted, ranks, laws, proved = False, list[LieRank](), list[tuple[FoundLaw, Candidate]](), list[Candidate]()
@@ -166,7 +179,7 @@ def find_laws(
         for candidate in _named(symbols, progress):
             proved.append(candidate)
         laws = _independent(symbols, point, local, proved)
-        ranks.append(_rank(system, seed, len(laws), progress))
+        ranks.append(_rank(system, seed, len(laws), progress, near=own))
         for power in _degrees(search, symbols, degree, numeric=numeric):
             if ranks[0].interrupted or (search is None and len(laws) == ranks[0].bound):
                 break
@@ -183,6 +196,8 @@ def find_laws(
         interrupted, laws = True, _independent(symbols, point, local, proved)
     bound = min((r.bound for r in ranks), default=system.dimension)
     interrupted |= any(r.interrupted for r in ranks)
+    if len(laws) > bound:
+        raise RuntimeError(f"find_laws: {len(laws)} laws proved where at most {bound} can be; please report this")
     certified = len(laws) == bound and arch.sigma.degree is not None
     return LawSearch(
         len(laws), bound, certified, tuple(law for law, _ in laws), arch, family.name, system.dimension, tuple(ranks),
@@ -212,6 +227,14 @@ def _with_generic_feedback(
     while _uninterrupted(system, seed, progress) < most:
         system = replace(system, exact=drawn(B_RANGE))
     return system
+
+
+def _orthant_of(source: Any, system: System) -> list[np.ndarray] | None:
+    """For sign rules the weights of a module, whose signs its laws belong to; None for widths and other rules."""
+    if not isinstance(source, torch.nn.Module) or system.family.orthant != "any":
+        return None
+    blocks = [p.detach().cpu().double().numpy() for leaf in linear_layers(source) for p in leaf.parameters()]
+    return blocks + [np.zeros(shape) for shape in system.shapes()[len(blocks) :]]
 
 
 def _uninterrupted(system: System, seed: int, progress: Progress | None) -> int:

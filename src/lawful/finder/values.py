@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from lawful.errors import SettingError
 from lawful.finder.polynomials import Polynomial
+from lawful.finder.problem import number_array
 from lawful.finder.symbols import Symbols
 
 Parts = tuple[Sequence[Any], Sequence[Any] | None, Sequence[Any] | None]
@@ -18,7 +18,13 @@ Parts = tuple[Sequence[Any], Sequence[Any] | None, Sequence[Any] | None]
 
 
 def evaluate(
-    symbols: Symbols, h: Polynomial, parts: Parts, t: float | None = None, velocity: Sequence[Any] | None = None
+    symbols: Symbols,
+    h: Polynomial,
+    parts: Parts,
+    t: float | None = None,
+    velocity: Sequence[Any] | None = None,
+    *,
+    numeric: bool = False,
 ) -> float:
     """A law's polynomial in floating point.
 
@@ -36,7 +42,7 @@ def evaluate(
         blocks.append(np.array([math.exp(_time(system.geometry, t))]))
     elif t is not None:
         raise SettingError("law.value: the laws of geometry 'plain' do not depend on time; leave t out")
-    blocks += _constants(symbols, blocks, B)
+    blocks += _constants(symbols, blocks, B, numeric=numeric)
     values = np.concatenate([block.ravel() for block in blocks])
     return float(sum(float(c) * float(np.prod([values[n] for n in m])) for m, c in h.items()))
 
@@ -81,7 +87,18 @@ def _state(what: str, symbols: Symbols, W: Sequence[Any], b: Any, B: Any) -> lis
     return blocks
 
 
-def _constants(symbols: Symbols, blocks: list[np.ndarray], B: Sequence[Any] | None) -> list[np.ndarray]:
+def _refuse_others(numeric: bool, own: list[np.ndarray], given: list[np.ndarray]) -> None:
+    """Where the coefficients contain numbers of B, they must be these."""
+    if numeric and not all(map(np.array_equal, own, given)):
+        raise SettingError(
+            "law.value: this law contains the numbers of the B it was found for; got another. Find the laws of yours: "
+            "find_laws(…, B=…), or leave B out"
+        )
+
+
+def _constants(
+    symbols: Symbols, blocks: list[np.ndarray], B: Sequence[Any] | None, *, numeric: bool
+) -> list[np.ndarray]:
     """The constant B_2 … B_L (direct rules D_1 …): given, or those of the search; under sign rules M ⊙ sign(W)."""
     system = symbols.system
     if system.family.source not in ("fixed", "sign"):
@@ -92,14 +109,22 @@ def _constants(symbols: Symbols, blocks: list[np.ndarray], B: Sequence[Any] | No
     exact = [block.astype(np.float64) for block in system.exact[1:]]
     given = exact if B is None else [_checked("B", v, shape) for v, shape in zip(B, shapes, strict=True)]
     if system.family.source == "fixed":
+        _refuse_others(numeric, exact, given)
         return given
+    if system.family.name == "usf" and B is None:
+        given = [np.full(s, s[1] ** -0.5 if system.scale is None else system.scale) for s in shapes]
     weights = [block for block in blocks[: len(system.parameter_shapes())] if block.ndim == 2]
     return [np.abs(m) * np.sign(w) for m, w in zip(given, weights[1:], strict=True)]
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    tensor = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-    array = np.asarray(tensor, dtype=np.float64)
+    array = number_array(value, name)
     if array.shape != shape:
         raise SettingError(f"law.value: expected {name} of shape {shape}; got {array.shape}")
+    if np.iscomplexobj(array):
+        raise SettingError(f"law.value: expected real numbers for {name}; got {array.dtype}")
+    try:
+        array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"law.value: expected numbers for {name}; got {value!r:.60}") from error
     return array

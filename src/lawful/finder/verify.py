@@ -26,6 +26,9 @@ from lawful.finder.symbols import Symbols
 
 Progress = Callable[[float, str], None]
 
+PATIENCE, MORE = 30, 64
+"""How often brackets are added where the rank is below the claimed one, and how many of each level."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -73,7 +76,7 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         ranks_ok = best["rank"] == claimed == [0, *best["levels"]][-1]
         if progress is not None:
             progress(0.5, "Lie rank modulo 2^31 - 1")
-        found = _lie_rank(system, state, B, best["samples"][: len(best["levels"])], rng)
+        found = _lie_rank(system, state, B, best["samples"][: len(best["levels"])], claimed, rng)
         yield Check("rank", ranks_ok and found >= claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
     meets = content["count"] == content["bound"] and system.arch.sigma.degree is not None
     yield Check("conclusion", content["certified"] == meets, f"{content['count']} laws, at most {content['bound']}")
@@ -243,10 +246,25 @@ def _lie_rank(
     state: list[np.ndarray],
     B: list[np.ndarray],
     samples: Sequence[int],
+    claimed: int,
     rng: np.random.Generator,
 ) -> int:
-    """The rank of as many brackets of each level as the certificate used, and as many again."""
-    rows = [bracket_matrix(system, state, B, level, 2 * count + 8, rng) for level, count in enumerate(samples) if count]
+    """The rank of as many brackets of each level as the certificate used, and as many again.
+
+    Rare activation patterns may take more: some are added, a few times, while the claimed rank is not reached.
+    """
+    levels = [(level, count) for level, count in enumerate(samples) if count]
+    rows = [bracket_matrix(system, state, B, level, 2 * count + 8, rng) for level, count in levels]
+    rank = _rank(rows)
+    for _ in range(PATIENCE):
+        if rank >= claimed:
+            break
+        rows += [bracket_matrix(system, state, B, level, MORE, rng) for level, _ in levels]
+        rank = _rank(rows)
+    return rank
+
+
+def _rank(rows: Sequence[np.ndarray]) -> int:
     if not rows:
         return 0
     stacked = np.concatenate(rows)

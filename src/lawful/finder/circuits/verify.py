@@ -25,7 +25,7 @@ from lawful.finder.circuits.free_data import allowed, patterns, refuse_dependent
 from lawful.finder.circuits.nodes import Affine, Fixed, InverseRoot, Mask, Product, Softmax, State
 from lawful.finder.circuits.proof import is_law
 from lawful.finder.polynomials import Polynomial, gradient
-from lawful.finder.verify import Check, has_sizes_of, odd_numbers, terms_of
+from lawful.finder.verify import MORE, PATIENCE, Check, has_sizes_of, odd_numbers, terms_of
 
 P = jets.MODULUS
 
@@ -87,7 +87,7 @@ def _checks(content: Mapping[str, Any], progress: Progress | None) -> Iterator[C
         if progress is not None:
             progress(0.5, "Lie rank modulo 2^31 - 1")
         best = max(content["points"], key=lambda point: point["rank"])
-        found = _lie_rank(system, values, best["samples"][: len(best["levels"])], rng)
+        found = _lie_rank(system, values, best["samples"][: len(best["levels"])], claimed, rng)
         claims_agree = best["rank"] == claimed == [0, *best["levels"]][-1]
         yield Check("rank", claims_agree and found >= claimed, f"Lie rank {found} modulo 2^31 - 1, {claimed} claimed")
     meets = content["count"] == content["bound"]
@@ -254,20 +254,27 @@ def _bracket(system: System, state: Value, B: Value, data: Sequence[Data]) -> Va
     return jets.plus(jets.derivative(inner, bit), jets.derivative(back, bit), -1)
 
 
-def _lie_rank(system: System, values: np.ndarray, samples: Sequence[int], rng: np.random.Generator) -> int:
-    """The rank of as many brackets of each level as the certificate used, and some more."""
-    size, rows = system.circuit.size, []
+def _lie_rank(
+    system: System, values: np.ndarray, samples: Sequence[int], claimed: int, rng: np.random.Generator
+) -> int:
+    """The rank of as many brackets of each level as the certificate used, and some more while it is not reached."""
+    size = system.circuit.size
     coordinates, B = [values[None, None, system.state]], [values[None, None, size:]]
-    for level, count in enumerate(samples):
-        many = 2 * count + 8 if count else 0
-        if many:
-            data = [_draw(system, values, many, rng) for _ in range(level + 1)]
-            block = _bracket(system, coordinates, B, data)[0]
-            rows.append(np.broadcast_to(block, (many, 1, system.dimension))[:, 0])
-    if not rows:
-        return 0
-    stacked = np.concatenate(rows)
-    return _rank(stacked)
+
+    def brackets(level: int, many: int) -> np.ndarray:
+        data = [_draw(system, values, many, rng) for _ in range(level + 1)]
+        block = _bracket(system, coordinates, B, data)[0]
+        return np.broadcast_to(block, (many, 1, system.dimension))[:, 0]
+
+    levels = [(level, count) for level, count in enumerate(samples) if count]
+    rows = [brackets(level, 2 * count + 8) for level, count in levels]
+    rank = _rank(np.concatenate(rows)) if rows else 0
+    for _ in range(PATIENCE if rows else 0):
+        if rank >= claimed:
+            break
+        rows += [brackets(level, MORE) for level, _ in levels]
+        rank = _rank(np.concatenate(rows))
+    return rank
 
 
 def _stands_still(system: System, h: Polynomial, *, numeric: bool, rng: np.random.Generator) -> bool:
