@@ -90,7 +90,7 @@ class CircuitLaw:
 
     def _refuse_other_feedback(self, given: Mapping[int, float]) -> None:
         """Where the coefficients contain numbers of B, they must be these."""
-        if not self.numeric or self.system.family.source != "fixed":
+        if not self.numeric or self.system.family.source not in ("fixed", "sign"):
             return
         own, fed = self.system.exact, set(self.system.circuit.feedback.tolist())
         for v, b in given.items():
