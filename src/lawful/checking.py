@@ -126,7 +126,7 @@ def lawcheck(
 
     Raises:
         SettingError: both ``rule`` and ``feedback``, or ``rule`` on an attached model, or a B for no parameter; a
-            parameter that is complex; inputs that are constant over all that a norm takes together.
+            parameter that is complex; violations where inputs are constant over all that a norm takes together.
 
     >>> import lawful
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -158,11 +158,6 @@ def lawcheck(
     run = _Run(inputs, named, loss_fn)
     with StillNorms() as still:
         run.outputs(twin)
-    if still.found:
-        raise SettingError(
-            f"lawcheck: the numbers that reach {still.found[0]} do not vary (as if the example inputs were all alike, "
-            "torch.ones say), so all that comes out of it is rounding; give inputs that vary, such as torch.randn"
-        )
     worst: dict[tuple[str, str], float] = {}
     unchecked: dict[str, str] = {}
     reference, compared = _reference(twin, potentials, run, unchecked)
@@ -185,7 +180,14 @@ def lawcheck(
     for _, where in sorted(silent - worst.keys()):
         unchecked[where] = f"{where}: no error reached it"
     table = tuple(Check(what, where, violation) for (what, where), violation in worst.items())
-    return LawCheck(table, every, unchecked=tuple(unchecked.values()))
+    check = LawCheck(table, every, unchecked=tuple(unchecked.values()))
+    if still.found and not check.ok:
+        raise SettingError(
+            f"lawcheck: the numbers that reach {still.found[0]} do not vary (as if the example inputs were all alike, "
+            "torch.ones say), so all that comes out of it is rounding, and so may the violations be; give inputs that "
+            f"vary, such as torch.randn\n{check!r}"
+        )
+    return check
 
 
 def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:

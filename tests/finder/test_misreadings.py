@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import lawful
 from lawful.errors import SettingError
@@ -37,6 +39,12 @@ def test_dropout_in_linear_nets_is_no_mask_that_was_free_anyway():
     with pytest.raises(SettingError, match="Dropout at 1 masks what is linear"):
         find_laws(net, rule="fa")
     assert count(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.0), nn.Linear(3, 1)), rule="fa") == 10
+    ends = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 3), nn.Linear(3, 1), nn.Dropout(0.5))
+    assert count(ends, rule="fa") == 10  # of inputs and errors any are meant
+    with pytest.raises(SettingError, match="Dropout at 0"):
+        find_laws(ends, rule="fa", inputs=[[1.0, 2.0]])
+    with pytest.raises(SettingError, match="sends nothing on"):
+        find_laws(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Dropout(1.0), nn.Linear(3, 1)), rule="fa")
     masked = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Dropout(0.5), nn.Linear(3, 1))
     assert count(masked, rule="fa") == 3
     for options in ({"rule": "mdfa"}, {"rule": "usf"}, {"rule": "fa", "inputs": [[1.0, 2.0]]}):
@@ -110,6 +118,18 @@ def test_shapes_and_numbers_that_torch_would_refuse(net, shape, what):
         find_laws(net, rule="fa", shape=shape)
 
 
+def test_weights_that_lie_side_by_side_in_one_memory_are_read():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(net.parameters()), net.parameters())
+    assert count(net, rule="fa") == count(net.to("meta"), rule="fa") == 3
+
+
+def test_inputs_are_flattened_behind_what_changes_no_shape():
+    for first in (nn.Dropout(0.5), nn.Identity()):
+        net = nn.Sequential(first, nn.Flatten(), nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 1))
+        assert find_laws(net, rule="fa", shape=(2, 2)).architecture.widths == (4, 3, 1)
+
+
 def test_tokens_that_are_flattened_later():
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
     assert find_laws(net, rule="fa", shape=(2, 2)).network == "Sequential of 4 layers"
@@ -125,6 +145,12 @@ def test_every_token_has_a_softmax_of_its_own():
     free, softmax = (find_laws(attention, rule="bp", output=output) for output in ("free", "softmax"))
     more = {law.formula for law in softmax.laws} - {law.formula for law in free.laws}
     assert softmax.certified and more == {"O[1,1] + O[2,1]", "O[1,2] + O[2,2]", "bO[1] + bO[2]"}
+
+
+def test_a_softmax_of_one_class_is_refused_for_every_token_too():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with pytest.raises(SettingError, match="softmax of one output"):
+        find_laws(net, rule="bp", output="softmax", shape=(2, 2))
 
 
 def test_column_sums_stand_still_under_cross_entropy_of_every_token():
@@ -193,6 +219,38 @@ def test_laws_of_a_module_under_a_sign_rule_are_those_of_its_own_signs_and_scale
             assert abs(up - down) < 1e-11, law.name
 
 
+def test_the_orthant_is_read_by_name_not_by_order():
+    """Pruning leaves a layer whose bias comes before its weight."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 2)).double()
+    expected = find_laws(net, rule="usf")
+    for layer in net:
+        prune.remove(prune.identity(layer, "weight"), "weight")
+    assert [name for name, _ in net[0].named_parameters()] == ["bias", "weight"]
+    assert [law.polynomial for law in find_laws(net, rule="usf").laws] == [law.polynomial for law in expected.laws]
+
+
+def test_laws_with_the_numbers_of_a_sign_rule():
+    """Searched under s = 1, they are laws for no other s; directions that no error reaches are, and depend on M."""
+    torch.manual_seed(5)
+    act = nn.LeakyReLU()
+    net = nn.Sequential(linear(3, 1), act, linear(1, 2), act, linear(2, 2)).double()
+    W = [net[i].weight.detach() for i in (0, 2, 4)]
+    law = next(law for law in find_laws(net, rule=lawful.UniformSignSymmetry()).laws if law.kind == "polynomial")
+    assert isinstance(law.value(W, B=[torch.ones(2, 1), torch.ones(2, 2)]), float)
+    with pytest.raises(SettingError, match="the numbers of the B it was found for"):
+        law.value(W)  # s is 1/√fan-in
+    for rule, raises in (("usf", False), ("frsf", True)):
+        law = next(law for law in find_laws([2, 3, 1], rule=rule, activation="linear").laws if law.kind == "range")
+        with pytest.raises(SettingError) if raises else contextlib.nullcontext():
+            law.value([np.ones((3, 2)), np.ones((1, 3))], B=[np.full((1, 3), 0.123)])
+    circuit = find_laws(NETWORKS["attention-bias"](), rule="usf")
+    weights = {m.weight: np.ones(m.weight_at.shape) for m in circuit.system.circuit.maps}
+    law = next(law for law in circuit.laws if law.kind == "range")
+    own = {m.weight: circuit.system.exact[m.weight_at].astype(float) for m in circuit.system.circuit.maps}
+    assert law.value(weights) == law.value(weights, {name: 0.3 * b for name, b in own.items()})
+
+
 @pytest.mark.parametrize(
     ("widths", "options", "what"),
     [
@@ -232,6 +290,8 @@ def test_numbers_of_any_library_are_read():
 
 def test_every_given_input_is_used_and_in_every_pair():
     many = [[1.0, 0.0]] * 40 + [[0.0, 1.0]]
+    assert count([2, 2, 1], rule="fa", activation="linear", inputs=many) == 4
+    many = [[float(k), 0.0] for k in range(1, 300)] + [[0.0, 1.0]]
     assert count([2, 2, 1], rule="fa", activation="linear", inputs=many) == 4
     assert count([3, 3, 1], rule="bp", activation="linear", inputs=[[1, 0, 0], [0, 1, 0]]) == 9
 
@@ -346,6 +406,16 @@ def test_a_point_on_a_wall_certifies_nothing():
         c.update(points=[point], count=c["dimension"], bound=c["dimension"], certified=True)
 
     assert not stands(forged(content, to_zero))
+
+
+@pytest.mark.parametrize("rule", ["fa", "usf", "mdfa"])
+def test_a_search_that_was_interrupted_at_once_leaves_a_certificate(rule):
+    def interrupt(fraction, text):
+        if "proving" in text:
+            raise KeyboardInterrupt
+
+    found = find_laws([3, 4, 3, 2], rule=rule, progress=interrupt)
+    assert found.interrupted and stands(found.certificate)
 
 
 def test_a_bound_that_is_weaker_than_the_rank_is_true_and_stands():

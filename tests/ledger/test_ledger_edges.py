@@ -306,6 +306,32 @@ def test_biases_that_start_at_zero_in_front_of_softmax_and_norm_show_a_violation
         assert wrong or ledger.violation.max() < 1e-10
 
 
+class Apart(nn.Module):
+    """A bias that does not live in the module of its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm, self.out = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.b = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        return self.out(self.norm(nn.functional.linear(x, self.fc.weight, self.b)).relu())
+
+
+def test_a_bias_apart_from_its_weight_shows_no_violation():
+    torch.manual_seed(0)
+    model, x = Apart().double(), torch.randn(16, 4).double()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Ledger(model, optimizer, args=(x,)) as ledger:
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert any(name.endswith("b[0]") for name in ledger.names)
+    shifts = [i for i, name in enumerate(ledger.names) if "b[" in name]
+    assert ledger.violation[shifts].max() < 1e-10
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("factor", [1.0, 1.5])
 def test_long_runs_in_low_precision_show_a_violation_and_only_that(dtype, factor):

@@ -242,8 +242,13 @@ def refuse_slope(leaf: torch.nn.Module) -> None:
         raise SettingError(f"find_laws: the slope of a LeakyReLU must be finite; got {slope}")
 
 
-def refuse_where_masks_are_not_free(source: object, *, masks_are_free: bool, softmax: bool) -> None:
+def refuse_masks_that_matter(source: object, masks_are_free: bool, ends_are_free: tuple[bool, bool]) -> None:
     """Dropout, and other slopes than PyTorch's, change no law where masks are free data, and only there.
+
+    Args:
+        source: the module, if it is one.
+        masks_are_free: whether any numbers may stand for the slopes of hidden units.
+        ends_are_free: whether what Dropout does to inputs, and to errors at the output, is nothing new.
 
     Raises:
         SettingError: naming the layer.
@@ -252,9 +257,13 @@ def refuse_where_masks_are_not_free(source: object, *, masks_are_free: bool, sof
         return
     leaves = leaves_of(source)
     slopes = {leaf.negative_slope for _, leaf in leaves if isinstance(leaf, torch.nn.LeakyReLU)}
+    linear = [number for number, (_, leaf) in enumerate(leaves) if isinstance(leaf, torch.nn.Linear)]
     for number, (name, leaf) in enumerate(leaves):
         kind, where = kind_of(leaf), f" at {name}" if name else ""
-        free = masks_are_free and not (softmax and number == len(leaves) - 1)
+        before, after = number < linear[0], number > linear[-1]
+        free = ends_are_free[0] if before else ends_are_free[1] if after else masks_are_free
+        if kind is torch.nn.Dropout and leaf.p == 1:
+            raise SettingError(f"find_laws: Dropout{where} with p=1 sends nothing on, so nothing learns")
         if kind is torch.nn.Dropout and leaf.p and not free:
             raise SettingError(
                 f"find_laws: Dropout{where} masks what is linear, or patterns that are not free, here; its laws are "
@@ -280,8 +289,12 @@ def reads_as_vectors(module: torch.nn.Module, shape: Sequence[int] | None) -> bo
     """Whether one input of a chain is one vector, not one for each of several tokens."""
     if shape is None:
         return True
-    width = linear_layers(module)[0].in_features
-    return tuple(shape) == (width,) or (_is_flatten(leaves_of(module)[0][1]) and math.prod(shape) == width)
+    width, flat = linear_layers(module)[0].in_features, False
+    for _, leaf in leaves_of(module):
+        flat |= _is_flatten(leaf)
+        if isinstance(leaf, torch.nn.Linear):
+            break
+    return tuple(shape) == (width,) or (flat and math.prod(shape) == width)
 
 
 def _from_module(module: torch.nn.Module) -> Architecture:

@@ -33,6 +33,13 @@ class FoundLaw:
     symbols: Symbols = field(repr=False)
     numeric: bool = field(repr=False, default=False)
 
+    @property
+    def _has_numbers_of_B(self) -> bool:  # noqa: N802 - B is the letter of the mathematics
+        """Whether its coefficients depend on the numbers of B; directions that no error reaches not on the s of usf."""
+        family = self.symbols.system.family
+        kinds = ("polynomial",) if family.name == "usf" else ("polynomial", "range")
+        return self.numeric and (family.source == "fixed" or (family.source == "sign" and self.kind in kinds))
+
     def value(
         self,
         W: Sequence[Any],
@@ -57,7 +64,7 @@ class FoundLaw:
             SettingError: an argument that is missing, superfluous or of the wrong shape; another B than that of the
                 search, for laws with numbers of it in their formula.
         """
-        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity, numeric=self.numeric)
+        return evaluate(self.symbols, self.terms, (W, b, B), t, velocity, numbers=self._has_numbers_of_B)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ def _add_level(
     rare = bool(system.family.orthant) or system.family.route == "signs" or system.inputs is not None
     cap = max(8, _BLOCK_ELEMENTS // (system.dimension * 2 ** min(level, 4)))
     while echelon.rank < target or not (used or level):  # one batch at least: it would show a law too many
-        count = min(max(target - echelon.rank + MARGIN, RARE if rare else 0), cap)
+        every = 0 if system.inputs is None else len(system.inputs)
+        count = min(max(target - echelon.rank + MARGIN, RARE if rare else 0, every), cap)
         data = [draw_data(system, point, count, rng) for _ in range(level + 1)]
         gained = len(echelon.add(bracket_rows(system, B, point, data, count)))
         used += count

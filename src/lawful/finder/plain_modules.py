@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -26,19 +27,28 @@ def refuse_hidden_work(module: torch.nn.Module) -> None:
     Raises:
         SettingError: naming the place, and what is there.
     """
-    owners: dict[int, tuple[str, torch.Tensor]] = {}
-    for name, parameter in module.named_parameters():
-        if not torch.nn.parameter.is_lazy(parameter) and parameter.numel():
-            other = owners.setdefault(parameter.untyped_storage().data_ptr(), (name, parameter))[0]
-            if other != name:
-                raise SettingError(
-                    f"find_laws: {name} and {other} share memory, so one moves with the other; tie layers by giving "
-                    "both the same parameter"
-                )
+    spans = sorted((*_span(p), name) for name, p in module.named_parameters() if _has_memory(p))
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise SettingError(
+                f"find_laws: {other} and {one} share memory, so one moves with the other; tie layers by giving both "
+                "the same parameter"
+            )
     for path, part in module.named_modules():
         for what in _hidden(part):
             where = f"{path} ({type(part).__name__})" if path else type(part).__name__
             raise SettingError(f"find_laws: {where} {what}")
+
+
+def _has_memory(p: torch.Tensor) -> bool:
+    lazy = torch.nn.parameter.is_lazy(p)
+    return not lazy and p.layout is torch.strided and p.device.type != "meta" and p.numel() > 0
+
+
+def _span(p: torch.Tensor) -> tuple[int, int]:
+    """The addresses of its first byte, and after its last."""
+    last = sum((n - 1) * step for n, step in zip(p.shape, p.stride(), strict=True))
+    return p.data_ptr(), p.data_ptr() + (last + 1) * p.element_size()
 
 
 def _hidden(part: torch.nn.Module) -> Iterator[str]:

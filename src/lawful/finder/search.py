@@ -17,7 +17,7 @@ from lawful.finder.architectures import (
     is_chain,
     linear_layers,
     reads_as_vectors,
-    refuse_where_masks_are_not_free,
+    refuse_masks_that_matter,
 )
 from lawful.finder.candidates import Candidate
 from lawful.finder.circuits.circuit import Circuit
@@ -165,7 +165,7 @@ def find_laws(
     none = (np.zeros((0, 0), dtype=object),)
     scale = getattr(made, "scale", None) if family.name == "usf" else None
     system = System(arch, family, none, output == "softmax", exact_inputs(arch, inputs), geometry, rates, scale)
-    refuse_where_masks_are_not_free(source, masks_are_free=system.masks_are_free, softmax=system.softmax)
+    refuse_masks_that_matter(source, system.masks_are_free, _data_of(system))
     if generic:
         system = _with_generic_feedback(system, made, weight_names(source, arch), seed, progress)
     else:
@@ -194,6 +194,7 @@ def find_laws(
             ranks.append(_rank(system, seed + len(ranks), len(laws), progress, **more))
     except KeyboardInterrupt:
         interrupted, laws = True, _independent(symbols, point, local, proved)
+        ranks = ranks or [LieRank(system.dimension, point=point, seed=seed)]  # where the laws hold
     bound = min((r.bound for r in ranks), default=system.dimension)
     interrupted |= any(r.interrupted for r in ranks)
     if len(laws) > bound:
@@ -229,11 +230,17 @@ def _with_generic_feedback(
     return system
 
 
+def _data_of(system: System) -> tuple[bool, bool]:
+    """Whether inputs, and errors at the output, may be masked like any other data."""
+    return system.inputs is None, not system.softmax and system.family.route != "signs"
+
+
 def _orthant_of(source: Any, system: System) -> list[np.ndarray] | None:
     """For sign rules the weights of a module, whose signs its laws belong to; None for widths and other rules."""
     if not isinstance(source, torch.nn.Module) or system.family.orthant != "any":
         return None
-    blocks = [p.detach().cpu().double().numpy() for leaf in linear_layers(source) for p in leaf.parameters()]
+    parameters = (p for leaf in linear_layers(source) for p in (leaf.weight, leaf.bias) if p is not None)
+    blocks = [p.detach().cpu().double().numpy() for p in parameters]
     return blocks + [np.zeros(shape) for shape in system.shapes()[len(blocks) :]]
 
 

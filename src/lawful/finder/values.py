@@ -24,7 +24,7 @@ def evaluate(
     t: float | None = None,
     velocity: Sequence[Any] | None = None,
     *,
-    numeric: bool = False,
+    numbers: bool = False,
 ) -> float:
     """A law's polynomial in floating point.
 
@@ -42,7 +42,7 @@ def evaluate(
         blocks.append(np.array([math.exp(_time(system.geometry, t))]))
     elif t is not None:
         raise SettingError("law.value: the laws of geometry 'plain' do not depend on time; leave t out")
-    blocks += _constants(symbols, blocks, B, numeric=numeric)
+    blocks += _constants(symbols, blocks, B, numbers=numbers)
     values = np.concatenate([block.ravel() for block in blocks])
     return float(sum(float(c) * float(np.prod([values[n] for n in m])) for m, c in h.items()))
 
@@ -87,9 +87,9 @@ def _state(what: str, symbols: Symbols, W: Sequence[Any], b: Any, B: Any) -> lis
     return blocks
 
 
-def _refuse_others(numeric: bool, own: list[np.ndarray], given: list[np.ndarray]) -> None:
+def _refuse_others(own: list[np.ndarray], given: list[np.ndarray]) -> None:
     """Where the coefficients contain numbers of B, they must be these."""
-    if numeric and not all(map(np.array_equal, own, given)):
+    if not all(map(np.array_equal, own, given)):
         raise SettingError(
             "law.value: this law contains the numbers of the B it was found for; got another. Find the laws of yours: "
             "find_laws(…, B=…), or leave B out"
@@ -97,7 +97,7 @@ def _refuse_others(numeric: bool, own: list[np.ndarray], given: list[np.ndarray]
 
 
 def _constants(
-    symbols: Symbols, blocks: list[np.ndarray], B: Sequence[Any] | None, *, numeric: bool
+    symbols: Symbols, blocks: list[np.ndarray], B: Sequence[Any] | None, *, numbers: bool
 ) -> list[np.ndarray]:
     """The constant B_2 … B_L (direct rules D_1 …): given, or those of the search; under sign rules M ⊙ sign(W)."""
     system = symbols.system
@@ -108,11 +108,13 @@ def _constants(
         raise SettingError(f"law.value: expected {len(shapes)} arrays B of shapes {shapes}; got {len(B)}")
     exact = [block.astype(np.float64) for block in system.exact[1:]]
     given = exact if B is None else [_checked("B", v, shape) for v, shape in zip(B, shapes, strict=True)]
-    if system.family.source == "fixed":
-        _refuse_others(numeric, exact, given)
-        return given
     if system.family.name == "usf" and B is None:
         given = [np.full(s, s[1] ** -0.5 if system.scale is None else system.scale) for s in shapes]
+    if numbers:
+        signed = system.family.source == "fixed"
+        _refuse_others(*([b if signed else np.abs(b) for b in blocks] for blocks in (exact, given)))
+    if system.family.source == "fixed":
+        return given
     weights = [block for block in blocks[: len(system.parameter_shapes())] if block.ndim == 2]
     return [np.abs(m) * np.sign(w) for m, w in zip(given, weights[1:], strict=True)]
 

@@ -26,7 +26,7 @@ from lawful.finder.symbols import Symbols
 
 Progress = Callable[[float, str], None]
 
-PATIENCE, MORE = 30, 64
+PATIENCE, MORE = 20, 64
 """How often brackets are added where the rank is below the claimed one, and how many of each level."""
 
 
@@ -256,12 +256,17 @@ def _lie_rank(
     levels = [(level, count) for level, count in enumerate(samples) if count]
     rows = [bracket_matrix(system, state, B, level, 2 * count + 8, rng) for level, count in levels]
     rank = _rank(rows)
-    for _ in range(PATIENCE):
+    for _ in range(patience_of(system.dimension, bool(system.arch.sigma.slopes) or system.inputs is not None)):
         if rank >= claimed:
             break
         rows += [bracket_matrix(system, state, B, level, MORE, rng) for level, _ in levels]
         rank = _rank(rows)
     return rank
+
+
+def patience_of(dimension: int, patterns: bool) -> int:
+    """How often to add brackets: rare patterns are a matter of narrow, hence small, networks."""
+    return PATIENCE if patterns and dimension <= 500 else 0
 
 
 def _rank(rows: Sequence[np.ndarray]) -> int:

@@ -212,11 +212,11 @@ class Ledger:
         return (self.steps + 1) ** 0.5 * torch.cat(sizes) if sizes else torch.zeros_like(self.start)
 
     def _raised(self, law: Law) -> dict[str, torch.Tensor]:
-        """|θ| of what a law reads, nowhere below the largest number of the parameter's module."""
+        """|θ| of what a law reads, nowhere below the largest number of the parameter's module and those in it."""
         raised = {}
         for name in law.parameters:
             module, p = self.model.get_submodule(name.rpartition(".")[0]), self._tracked[name]
-            raised[name] = p.detach().abs().clamp_(min=max(_peak(w) for w in module.parameters(recurse=False)))
+            raised[name] = p.detach().abs().clamp_(min=max(map(_peak, module.parameters())))
         return raised
 
     @property
@@ -394,7 +394,8 @@ class Ledger:
 
 
 def _peak(w: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(w.detach(), float("inf"))) if w.numel() else 0.0
+    real = w.numel() and w.is_floating_point()
+    return float(torch.linalg.vector_norm(w.detach(), float("inf"))) if real else 0.0
 
 
 def _booked(law: Law, theta: Moves, rows: torch.Tensor, split: Split) -> dict[str, torch.Tensor]:

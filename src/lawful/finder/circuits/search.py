@@ -93,8 +93,9 @@ class CircuitLaw:
         if not self.numeric or self.system.family.source not in ("fixed", "sign"):
             return
         own, fed = self.system.exact, set(self.system.circuit.feedback.tolist())
+        signs = self.system.family.name == "usf" and self.kind in ("range", "constant")  # whatever s is
         for v, b in given.items():
-            if v in fed and float(own[v]) != b:
+            if v in fed and float(own[v]) != (float(np.sign(b)) if signs else b):
                 raise SettingError(
                     f"law.value: this law contains the numbers of the B it was found for, {float(own[v]):g} for "
                     f"{self.system.circuit.names[v]}; got {b:g}. Find the laws of your B: find_laws(…, B=feedback)"
@@ -209,6 +210,8 @@ def find_circuit_laws(
 def _check(circuit: Circuit, family: Family, degree: int, output: str) -> None:
     if output not in ("free", "softmax"):
         raise SettingError(f"find_laws: output must be free or softmax; got {output!r}")
+    if output == "softmax" and circuit.logits == 1:
+        raise SettingError("find_laws: a softmax of one output sends no error (Σe = 0); take output='free'")
     if degree not in (1, 2):
         raise SettingError(f"find_laws: for circuits degree must be 1 or 2; got {degree!r}")
     if family.route != "layer":

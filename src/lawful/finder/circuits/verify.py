@@ -25,7 +25,7 @@ from lawful.finder.circuits.free_data import allowed, patterns, refuse_dependent
 from lawful.finder.circuits.nodes import Affine, Fixed, InverseRoot, Mask, Product, Softmax, State
 from lawful.finder.circuits.proof import is_law
 from lawful.finder.polynomials import Polynomial, gradient
-from lawful.finder.verify import MORE, PATIENCE, Check, has_sizes_of, odd_numbers, terms_of
+from lawful.finder.verify import MORE, Check, has_sizes_of, odd_numbers, patience_of, terms_of
 
 P = jets.MODULUS
 
@@ -269,7 +269,8 @@ def _lie_rank(
     levels = [(level, count) for level, count in enumerate(samples) if count]
     rows = [brackets(level, 2 * count + 8) for level, count in levels]
     rank = _rank(np.concatenate(rows)) if rows else 0
-    for _ in range(PATIENCE if rows else 0):
+    patterns = any(isinstance(node, Mask) for node in system.circuit.nodes)
+    for _ in range(patience_of(system.dimension, patterns) if rows else 0):
         if rank >= claimed:
             break
         rows += [brackets(level, MORE) for level, _ in levels]
