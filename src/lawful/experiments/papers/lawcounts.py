@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from lawful.experiments.claims import Claim
 from lawful.experiments.paper import Paper, Progress
 from lawful.experiments.ranges import check_ranges
-from lawful.experiments.records import Section
+from lawful.experiments.records import Figure, Line, Panel, Section
 from lawful.finder.circuits.networks import NETWORKS
 from lawful.finder.circuits.nodes import Mask
 from lawful.finder.circuits.search import CircuitSearch, find_circuit_laws
@@ -210,6 +210,39 @@ def rules(settings: LawCountSettings, seed: int, progress: Progress) -> Section:
         "the sign rules; of these rows only backpropagation's are known.",
         measured=f"{certified} of {total} counts are certified, the others bounded from both sides.",
         claims=claims,
+        figures=[_by_rule(groups)],
+    )
+
+
+DRAWN = ("kp", "fa", "bp", "dfa", "mdfa", "sign-fa", "drtp")
+"""The rules of the figure; the counts of ρ-FA are those of FA."""
+
+
+def _by_rule(groups: Mapping[tuple[str, str, bool], Sequence[LawSearch]]) -> Figure:
+    """How many laws each rule has on each network without biases."""
+
+    def panel(activation: str, title: str) -> Panel:
+        alike: dict[tuple[int, ...], list[str]] = {}  # rules with equal counts are one line
+        for rule in DRAWN:
+            alike.setdefault(tuple(found.count for found in groups[rule, activation, False]), []).append(rule)
+        lines = [
+            Line(", ".join(names), np.arange(1, len(counts) + 1), np.array(counts), style=f"{marker}-")
+            for marker, (counts, names) in zip("os^vDx*", alike.items(), strict=False)
+        ]
+        return Panel(title, "network", "independent laws", lines)
+
+    drawn = [found for (rule, _, bias), row in groups.items() if rule in DRAWN and not bias for found in row]
+    certified = all(found.certified for found in drawn)
+    sure = "Every count is certified." if certified else "Counts that are not certified are lower bounds."
+    numbered = ", ".join(f"{i}: {'-'.join(map(str, widths))}" for i, widths in enumerate(ARCHITECTURES, start=1))
+    return Figure(
+        id="laws-by-rule",
+        title="How many laws a rule has",
+        caption=f"Networks without biases, inputs first: {numbered}. {sure} Through linear layers "
+        "feedback alignment conserves at least what backpropagation does; with ReLU both have one law for each hidden "
+        "neuron, and direct feedback alignment one for each neuron of the last hidden layer. Kolen-Pollack's state "
+        "includes B, and every entry of W - B is conserved.",
+        panels=[panel("linear", "linear"), panel("relu", "ReLU")],
     )
 
 
