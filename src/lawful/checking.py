@@ -156,8 +156,6 @@ def lawcheck(
     shifts = every.of_kind("shift")
     calls = {share.call for law in laws if isinstance(law, ScaleLaw) for share in law.norms}
     run = _Run(inputs, named, loss_fn)
-    with StillNorms() as still:
-        run.outputs(twin)
     worst: dict[tuple[str, str], float] = {}
     unchecked: dict[str, str] = {}
     reference, compared = _reference(twin, potentials, run, unchecked)
@@ -181,13 +179,21 @@ def lawcheck(
         unchecked[where] = f"{where}: no error reached it"
     table = tuple(Check(what, where, violation) for (what, where), violation in worst.items())
     check = LawCheck(table, every, unchecked=tuple(unchecked.values()))
-    if still.found and not check.ok:
+    if not check.ok:
+        _refuse_still_norms(check, twin, run)
+    return check
+
+
+def _refuse_still_norms(check: LawCheck, twin: nn.Module, run: _Run) -> None:
+    """Raise SettingError where the violations may be the rounding of a norm whose inputs do not vary."""
+    with StillNorms() as still:
+        run.outputs(twin)
+    if still.found:
         raise SettingError(
             f"lawcheck: the numbers that reach {still.found[0]} do not vary (as if the example inputs were all alike, "
             "torch.ones say), so all that comes out of it is rounding, and so may the violations be; give inputs that "
             f"vary, such as torch.randn\n{check!r}"
         )
-    return check
 
 
 def assert_lawful(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:

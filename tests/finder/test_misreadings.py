@@ -199,6 +199,19 @@ def test_given_feedback_does_not_hide_options(rule, B, what):
         find_laws([2, 3, 1], rule=rule, B=B)
 
 
+@pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu"])
+def test_uniform_sign_symmetry_has_the_same_count_at_every_scale(activation):
+    """It is counted with s = 1; with B = s ⊙ sign(W) given, at the same point."""
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        widths = tuple(int(n) for n in rng.integers(1, 5, rng.integers(3, 6)))
+        shapes = [(widths[i + 1], widths[i]) for i in range(1, len(widths) - 1)]
+        B = [np.full(shape, rng.integers(1, 9) / 4) for shape in shapes]
+        ours, scaled = (find_laws(widths, rule=rule, activation=activation, seed=seed, **given)
+                        for rule, given in (("usf", {}), ("frsf", {"B": B})))  # fmt: skip
+        assert (ours.count, ours.bound) == (scaled.count, scaled.bound)
+
+
 @pytest.mark.parametrize("rule", [lawful.UniformSignSymmetry(), lawful.UniformSignSymmetry(scale=0.5),
                                   lawful.FixedMagnitudeSignSymmetry()])  # fmt: skip
 @pytest.mark.parametrize("seed", [2, 3, 4])

@@ -38,7 +38,7 @@ def given_feedback(arch: Architecture, family: Family, B: Any) -> tuple[np.ndarr
     shapes = [block.shape for block in drawn[1:]]
     if not isinstance(B, Sequence):
         raise SettingError(f"find_laws: B must be 'generic' or a list of {len(shapes)} arrays; got {B!r}")
-    arrays = [number_array(b, "B") for b in B]
+    arrays = [number_array(b, "find_laws: B") for b in B]
     if [a.shape for a in arrays] != shapes:
         raise SettingError(
             f"find_laws: B must be {len(shapes)} arrays of shapes {shapes}; got {[a.shape for a in arrays]}"
@@ -80,7 +80,7 @@ def exact_inputs(arch: Architecture, inputs: Any) -> np.ndarray | None:
     """The given inputs (n, n_0) as rationals, or None."""
     if inputs is None:
         return None
-    array = number_array(inputs, "inputs")
+    array = number_array(inputs, "find_laws: inputs")
     if array.ndim != 2 or array.shape[1] != arch.widths[0] or not len(array):
         raise SettingError(f"find_laws: inputs must have shape (n, {arch.widths[0]}) with n >= 1; got {array.shape}")
     exact = exact_array(array, "inputs")
@@ -95,13 +95,13 @@ def number_array(values: Any, what: str) -> np.ndarray:
     """
     if isinstance(values, torch.Tensor):
         if values.layout is not torch.strided or values.device.type == "meta":
-            raise SettingError(f"find_laws: {what} must be a dense tensor with numbers; got {values!r:.60}")
+            raise SettingError(f"{what} must be a dense tensor with numbers; got {values!r:.60}")
         plain = values.detach().cpu()
         values = plain.double() if plain.is_floating_point() else plain  # numpy has no bfloat16
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise SettingError(f"find_laws: {what} must be an array of numbers; got {values!r:.60}") from error
+        raise SettingError(f"{what} must be an array of numbers; got {values!r:.60}") from error
 
 
 def exact_array(array: np.ndarray, what: str) -> np.ndarray:

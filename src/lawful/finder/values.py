@@ -111,8 +111,8 @@ def _constants(
     if system.family.name == "usf" and B is None:
         given = [np.full(s, s[1] ** -0.5 if system.scale is None else system.scale) for s in shapes]
     if numbers:
-        signed = system.family.source == "fixed"
-        _refuse_others(*([b if signed else np.abs(b) for b in blocks] for blocks in (exact, given)))
+        sizes = np.abs if system.family.source == "sign" else np.asarray
+        _refuse_others([sizes(b) for b in exact], [sizes(b) for b in given])
     if system.family.source == "fixed":
         return given
     weights = [block for block in blocks[: len(system.parameter_shapes())] if block.ndim == 2]
@@ -120,7 +120,7 @@ def _constants(
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = number_array(value, name)
+    array = number_array(value, f"law.value: {name}")
     if array.shape != shape:
         raise SettingError(f"law.value: expected {name} of shape {shape}; got {array.shape}")
     if np.iscomplexobj(array):

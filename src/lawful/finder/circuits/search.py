@@ -78,7 +78,7 @@ class CircuitLaw:
             for m in self.system.circuit.maps:
                 for name, at in ((m.weight, m.weight_at), (m.bias, m.bias_at)):
                     if at is not None and name in arrays:
-                        values = number_array(arrays[name], f"value of {name}")
+                        values = number_array(arrays[name], f"law.value: {name}")
                         if values.shape != at.shape:
                             raise SettingError(f"law.value: {name} has shape {values.shape}; expected {at.shape}")
                         symbols |= {shift + int(v): float(x) for v, x in zip(at.ravel(), values.ravel(), strict=True)}
@@ -271,7 +271,7 @@ def _given_feedback(circuit: Circuit, family: Family, B: Mapping[str, Any]) -> n
         raise SettingError(f"find_laws: B of {circuit.name} must be a mapping from the weights' names; got a list")
     fed = set(circuit.feedback.tolist())
     expected = {m.weight: m.weight_at for m in circuit.maps if int(m.weight_at.flat[0]) in fed}
-    given = {name: number_array(block, f"B of {name}") for name, block in B.items()}
+    given = {name: number_array(block, f"find_laws: B of {name}") for name, block in B.items()}
     shapes = {name: at.shape for name, at in expected.items()}
     got = {name: block.shape for name, block in given.items()}
     if got != shapes:
