@@ -4,7 +4,7 @@ Every round times a turn of ten steps of every variant, in rotating order, so th
 in every turn; the table shows the median over rounds of each round's ratio to that round's plain turn. "plain again" is
 a second, identical training without ledger: the spread that a ratio has by itself.
 
-Run: python benchmarks/ledger.py [--rounds N] [--threads N] [--only NAME …] [--memory]
+Run: python benchmarks/ledger.py [--rounds N] [--threads N] [--only NAME …] [--without-numba] [--memory]
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from importlib import metadata
 
 import torch
 from torch import nn
 
 import lawful
+from lawful.conservation import compiled
 
 Turn = Callable[[], None]
 STEPS = 10
@@ -117,11 +119,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="*", default=list(MODELS), metavar="NAME", help="models that start like this")
+    parser.add_argument("--without-numba", action="store_true", help="as where it is not installed")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.without_numba:
+        compiled.is_available = lambda: False
+    by = f"numba {metadata.version('numba')}" if compiled.is_available() else "no numba"
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    print(f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds, load averages {load}\n")
+    print(
+        f"torch {torch.__version__}, {by}, {options.threads} threads, {options.rounds} rounds, load averages {load}\n"
+    )
     variants = [name for name in LEDGERS if name != "plain"]
     print(f"| model | rule | optimiser | plain step, ms | {' | '.join(variants)} |\n|{'---|' * (4 + len(variants))}")
     for model_name in MODELS:

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 import lawful
 from lawful.affine import slices
-from lawful.conservation import blocks, line_norms
+from lawful.conservation import blocks, line_norms, neuron
 from lawful.conservation.base import Law
 from lawful.conservation.combination import Combination, moves
 from lawful.conservation.derive import laws_of
@@ -56,9 +56,10 @@ def grouped():
 
 
 @pytest.mark.parametrize("size", [1, 50, 10**6])
-@pytest.mark.parametrize("large", [1, 10**6])
+@pytest.mark.parametrize(("large", "compiled"), [(1, False), (10**6, False), (10**6, True)])
 @pytest.mark.parametrize("rule", RULES)
-def test_blocks_of_any_size_give_the_same_numbers(rule, size, large, monkeypatch):
+def test_blocks_of_any_size_give_the_same_numbers(rule, size, large, compiled, monkeypatch):
+    monkeypatch.setattr(neuron, "LARGE", 1 if compiled else 10**9)
     monkeypatch.setattr(blocks, "BLOCK", size)
     monkeypatch.setattr(slices, "LARGE", large)
     model = grouped()
@@ -108,7 +109,7 @@ def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(ru
 
 
 def mlp():
-    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    return nn.Sequential(nn.Linear(5, 18), nn.ReLU(), nn.Linear(18, 17), nn.ReLU(), nn.Linear(17, 3)).double()
 
 
 class Attention(nn.Module):
@@ -116,7 +117,7 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.m, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+        self.m, self.norm = nn.MultiheadAttention(16, 2, batch_first=True), nn.LayerNorm(16)
 
     def forward(self, x):
         return self.norm(x + self.m(x, x, x)[0])
@@ -125,15 +126,16 @@ class Attention(nn.Module):
 MODELS = {
     "mlp": (mlp, (1, 5)),
     "grouped": (grouped, (1, 2, 7, 7)),
-    "attention": (lambda: Attention().double(), (1, 3, 8)),
+    "attention": (lambda: Attention().double(), (1, 3, 16)),
 }
 
 
 @pytest.mark.parametrize("rule", ["fa", "bp", "usf", "kp"])
-@pytest.mark.parametrize("block", [1, 1 << 20])
+@pytest.mark.parametrize(("block", "compiled"), [(1, False), (1 << 20, False), (1 << 20, True)])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_drift_that_is_followed_is_that_of_the_definition(name, rule, block, monkeypatch):
+def test_the_drift_that_is_followed_is_that_of_the_definition(name, rule, block, compiled, monkeypatch):
     """For laws of every kind, packed rows, biases, frozen weights, unequal rates, several tensors."""
+    monkeypatch.setattr(neuron, "LARGE", 1 if compiled else 10**9)
     monkeypatch.setattr(line_norms, "BLOCK", block)
     monkeypatch.setattr(slices, "LARGE", 1)
     torch.manual_seed(0)

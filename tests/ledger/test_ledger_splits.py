@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lawful
+from lawful.conservation import compiled, loop, neuron
 from lawful.conservation.derive import laws_of
 from lawful.ledger import causes
 from lawful.ledger.ledger import Ledger
@@ -14,9 +15,10 @@ from lawful.ledger.ledger import Ledger
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 
 
-def net(dtype=torch.float64):
+def net(dtype=torch.float64, hidden=(6, 5)):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 2)).to(dtype)
+    a, b = hidden
+    model = nn.Sequential(nn.Linear(4, a), nn.ReLU(), nn.Linear(a, b), nn.LeakyReLU(), nn.Linear(b, 2)).to(dtype)
     lawful.attach(model, lawful.FeedbackAlignment(seed=2))
     return model
 
@@ -91,16 +93,19 @@ CASES = {
     "adam foreach": lambda p: Adam(p, lr=0.01, weight_decay=0.1, amsgrad=True, foreach=True),
     "adam fused": lambda p: Adam(p, lr=0.01, weight_decay=0.1, fused=True),
     "adam maximize": lambda p: Adam(p, lr=1e-3, weight_decay=0.1, maximize=True, foreach=True),
+    "adam one step": lambda p: Adam(p, lr=0.01, betas=(0.0, 0.5), eps=1e-3),
     "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=0.1),
+    "adamw amsgrad": lambda p: AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True, maximize=True),
+    "adamw lr*decay = 1": lambda p: AdamW(p, lr=0.5, weight_decay=2.0),
     "adamw fused": lambda p: AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1, momentum=0.5),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, weight_decay=0.1, lr_decay=0.1, foreach=True),
 }
 
 
-def mismatch(name):
+def mismatch(name, hidden=(6, 5)):
     """The largest difference between booked and expected parts, relative to all parts, or the residual of the books."""
-    model = net()
+    model = net(hidden=hidden)
     optimizer = CASES[name](model.parameters())
     rate, total = references(model), {}
     with Ledger(model, optimizer, laws_of(model).of_kind("neuron", "matrix")) as ledger:
@@ -127,12 +132,45 @@ def test_every_cause_is_the_slope_along_its_part_of_the_step(name):
     assert mismatch(name) <= 1e-10
 
 
+COMPILED = ("sgd", "sgd momentum decay", "sgd nesterov decay foreach", "adam", "adam foreach", "adamw", "rmsprop")
+
+
+@pytest.mark.skipif(not compiled.is_available(), reason="needs numba: pip install 'lawful[fast]'")
+@pytest.mark.parametrize("name", COMPILED)
+def test_every_cause_is_that_slope_where_code_is_compiled(name, monkeypatch):
+    read = []
+    monkeypatch.setattr(neuron, "LARGE", 1)
+    monkeypatch.setattr(compiled, "kernel", lambda *plan: read.append(plan) or loop.kernel(*plan))
+    assert mismatch(name, hidden=(20, 17)) <= 1e-10
+    assert len(read) == 6 * 4  # at every step what neuron laws read but the first weight, whose rows are short
+
+
+@pytest.mark.parametrize("large", [1, 10**9])
+@pytest.mark.parametrize("name", CASES)
+def test_the_finite_step_alone_is_that_of_the_full_split(name, large, monkeypatch):
+    monkeypatch.setattr(neuron, "LARGE", large)
+    parts = []
+    for split_every in (1, 10**9):
+        model = net(hidden=(20, 17))
+        optimizer = CASES[name](model.parameters())
+        with Ledger(model, optimizer, split_every=split_every) as ledger:
+            for batch in batches(6):
+                backward(model, optimizer, batch)
+                optimizer.step()
+        parts.append(ledger.parts["finite step"])
+        assert float(ledger.residual.max()) <= 1e-10
+    torch.testing.assert_close(*parts, rtol=1e-9, atol=0)
+
+
 def test_a_wrong_split_would_be_seen(monkeypatch):
     monkeypatch.setattr(causes, "gradient", lambda optimizer, group, p: causes.Combination(p.grad))
     assert mismatch("sgd nesterov decay") <= 1e-10  # here the gradient is left alone …
     assert mismatch("sgd nesterov foreach") > 1e-3  # … and here torch adds the momentum to it in place
     monkeypatch.setitem(causes.SPLITS, Adam, causes._adamw)
     assert mismatch("adam") > 1e-3
+    monkeypatch.undo()
+    monkeypatch.setattr(causes, "_decayed", lambda step, rate, p: step)
+    assert mismatch("adamw") > 1e-3
 
 
 OTHERS = {

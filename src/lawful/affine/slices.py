@@ -109,7 +109,7 @@ class Slices:
         """
         if x is y and self.is_contiguous:
             return self.norm_block(x, rows).square()
-        if x.numel() < LARGE or not (_is_readable(x) and _is_readable(y)):
+        if x.numel() < LARGE or not (is_readable(x) and is_readable(y)):
             return self.sum_block(x * y, rows)
         x, y = self._folded(x, rows), self._folded(y, rows)
         return torch.from_numpy(np.asarray(np.einsum(self._dot, x.detach().numpy(), y.detach().numpy()))).reshape(-1)
@@ -133,12 +133,29 @@ class Slices:
         """Whether lines lie in memory one after the other: torch has a fast norm for these."""
         return bool(self.keep) and self.keep == tuple(range(len(self.keep)))
 
+    @cached_property
+    def by_row(self) -> bool:
+        """Whether a line is a row of :attr:`matrix`; else it is a column, or some that are adjacent."""
+        return self.is_contiguous and self.count < prod(self.shape)
+
+    @cached_property
+    def matrix(self) -> Matrix | None:
+        """The same elements in the same order as a matrix whose rows are lines, or whose columns make lines up.
+
+        None if there is none. Where a line is one element, the matrix is one row.
+        """
+        size, first = prod(self.shape), next(iter(self.keep), 0)
+        if not size or not self.keep or self.keep != tuple(range(first, first + len(self.keep))):
+            return None
+        height = self.count if self.by_row else prod(self.shape[:first])
+        return Matrix(height, size // height)
+
     def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(count,) in float64 from the sums of all blocks, in order: a block holds whole lines or a part of each."""
+        """(…, count) in float64 from the sums of all blocks, in order: a block holds whole lines or a part of each."""
         if len(blocks) == 1:
             return blocks[0].double()
         whole = self._axis in self.keep
-        return torch.cat(list(blocks)).double() if whole else torch.stack(list(blocks)).sum(0, dtype=torch.float64)
+        return torch.cat(list(blocks), -1).double() if whole else torch.stack(list(blocks)).sum(0, dtype=torch.float64)
 
     def lines(self, tensor: torch.Tensor) -> torch.Tensor:
         """The lines as rows, (count, length), of a tensor of the parameter's shape."""
@@ -151,6 +168,14 @@ class Slices:
         if self.window is None or other.window is None:
             return True
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """How many rows and columns."""
+
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -167,11 +192,12 @@ class Rows:
         return block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
 
 
-def _is_readable(x: torch.Tensor) -> bool:
+def is_readable(x: torch.Tensor) -> bool:
     """Whether its numbers are all there is to it: it lies in this memory, and nothing is to be differentiated."""
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.is_cpu
+        and not (x.is_neg() or x._is_zerotensor())
         and not (x.requires_grad and torch.is_grad_enabled())
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()

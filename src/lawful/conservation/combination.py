@@ -1,38 +1,62 @@
-"""Linear combinations of tensors that are never written down whole: steps of an optimiser, and weights before them."""
+"""Combinations of tensors that are never written down whole: steps of an optimiser, and weights before them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 
 
+class Quotient:
+    """m / (√v + eps), by element: the direction of Adam's step, which is not written down either.
+
+    >>> Quotient(torch.ones(2), torch.tensor([4.0, 9.0]), 0.0).whole().tolist()
+    [0.5, 0.3333333432674408]
+    """
+
+    def __init__(self, m: torch.Tensor, v: torch.Tensor, eps: float) -> None:
+        self.m, self.v, self.eps = m, v, eps
+        self.shape = m.shape
+
+    def whole(self, cut: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> torch.Tensor:
+        """All of it, or a piece."""
+        root = cut(self.v).sqrt().add_(self.eps)
+        return torch.div(cut(self.m), root, out=root)
+
+
+Leaf: TypeAlias = torch.Tensor | Quotient
+
+
+def _piece(x: Leaf, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return x.whole(cut) if isinstance(x, Quotient) else cut(x)
+
+
 class Combination:
-    """factor · Σ c·x over tensors x of one shape, the first c being 1; read a piece at a time, it needs no memory.
+    """factor · Σ c·x over tensors and quotients x of one shape, the first c being 1; read by pieces, needing no memory.
 
     >>> x, y = torch.ones(3), torch.arange(3.0)
     >>> (2 * Combination(x) - Combination(y)).whole().tolist()
     [2.0, 1.0, 0.0]
     """
 
-    def __init__(self, x: torch.Tensor | None = None) -> None:
+    def __init__(self, x: Leaf | None = None) -> None:
         self.factor = 1.0
         self.cancels = False
-        self._terms: tuple[tuple[float, torch.Tensor], ...] = () if x is None else ((1.0, x),)
+        self.terms: tuple[tuple[float, Leaf], ...] = () if x is None else ((1.0, x),)
         self._key: tuple[tuple[float, int], ...] | None = None
 
     def __rmul__(self, factor: float) -> Combination:
         """Times a number; nothing is left of it at 0."""
-        return _of(factor * self.factor, self._terms if factor else ())
+        return _of(factor * self.factor, self.terms if factor else ())
 
     def __add__(self, other: Combination) -> Combination:
         """The sum; a tensor that stands in both keeps one place."""
         if not other:
             return self
-        terms: dict[int, tuple[float, torch.Tensor]] = {}
+        terms: dict[int, tuple[float, Leaf]] = {}
         for part in (self, other):
-            for c, x in part._terms:
+            for c, x in part.terms:
                 terms[id(x)] = (part.factor * c + (terms[id(x)][0] if id(x) in terms else 0.0), x)
         left = [(c, x) for c, x in terms.values() if c]
         factor = left[0][0] if left else 1.0
@@ -50,44 +74,46 @@ class Combination:
 
     def __bool__(self) -> bool:
         """Whether anything is left in it."""
-        return bool(self._terms)
+        return bool(self.terms)
 
     @property
     def first(self) -> torch.Tensor:
-        """The first tensor."""
-        return self._terms[0][1]
+        """The first tensor, of one that begins with a tensor, as weights do."""
+        leaf = self.terms[0][1]
+        assert isinstance(leaf, torch.Tensor)
+        return leaf
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of all its tensors."""
+        return self.terms[0][1].shape
 
     @property
     def beside(self) -> list[tuple[float, Combination]]:
         """What it is beside its first tensor: coefficients, and the tensors."""
-        rest = [(self.factor * c, Combination(x)) for c, x in self._terms[1:]]
+        rest = [(self.factor * c, Combination(x)) for c, x in self.terms[1:]]
         return rest if self.factor == 1 else [(self.factor - 1, Combination(self.first)), *rest]
 
     @property
     def parts(self) -> list[tuple[float, Combination]]:
         """Itself as coefficients and tensors; in one piece where the terms all but cancel."""
         if self.cancels:
-            body = _of(1.0, self._terms)
+            body = _of(1.0, self.terms)
             return [(self.factor, body)]
-        return [(self.factor * c, Combination(x)) for c, x in self._terms]
-
-    @property
-    def is_one(self) -> bool:
-        """Whether it is a multiple of one tensor."""
-        return len(self._terms) == 1
+        return [(self.factor * c, Combination(x)) for c, x in self.terms]
 
     @property
     def key(self) -> tuple[tuple[float, int], ...]:
         """Equal for combinations that differ in their factors only."""
         if self._key is None:  # a cached_property takes a lock, which costs more than the key
-            self._key = tuple([(c, id(x)) for c, x in self._terms])
+            self._key = tuple([(c, id(x)) for c, x in self.terms])
         return self._key
 
     def body(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """A piece of Σ c·x, without the factor: for a single tensor nothing is computed."""
-        total = cut(self.first)
-        for c, x in self._terms[1:]:
-            total = torch.add(total, cut(x), alpha=c)
+        total = _piece(self.terms[0][1], cut)
+        for c, x in self.terms[1:]:
+            total = torch.add(total, _piece(x, cut), alpha=c)
         return total
 
     def whole(self) -> torch.Tensor:
@@ -95,15 +121,25 @@ class Combination:
         body = self.body(lambda x: x)
         return body if self.factor == 1 else self.factor * body
 
-    def apply(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """A linear function of the combination, from its values at the tensors."""
-        values = [c * linear(x) for c, x in self._terms]
-        return self.factor * torch.stack(values).sum(0)
+
+def values(linear: Callable[[torch.Tensor], torch.Tensor], directions: Sequence[Combination]) -> torch.Tensor:
+    """A linear function of every combination, stacked, from its values at the tensors.
+
+    >>> x, y = torch.ones(3), torch.arange(3.0)
+    >>> values(lambda v: v.sum().reshape(1), [Combination(x), Combination(x) - Combination(y), Combination()]).tolist()
+    [[3.0], [0.0], [0.0]]
+    """
+    leaves = {id(x): x for v in directions for _, x in v.terms}
+    counts = [{id(x): v.factor * c for c, x in v.terms} for v in directions]
+    at = torch.stack([linear(_piece(x, lambda x: x)) for x in leaves.values()])
+    return (
+        torch.tensor([[row.get(key, 0.0) for key in leaves] for row in counts], dtype=at.dtype, device=at.device) @ at
+    )
 
 
-def _of(factor: float, terms: tuple[tuple[float, torch.Tensor], ...]) -> Combination:
+def _of(factor: float, terms: tuple[tuple[float, Leaf], ...]) -> Combination:
     made = Combination()
-    made.factor, made._terms = factor, terms
+    made.factor, made.terms = factor, terms
     return made
 
 

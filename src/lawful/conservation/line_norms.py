@@ -13,6 +13,7 @@ import torch
 from lawful.affine.slices import Rows, Slices, row_blocks, row_count
 from lawful.conservation.blocks import BLOCK
 from lawful.conservation.combination import Combination
+from lawful.conservation.compiled import SquaredNorms
 
 
 class Lines:
@@ -32,12 +33,12 @@ class Lines:
         """Let weight · ‖line‖² go to the number of each line, (lines,); −1 is nowhere."""
         self._uses.append((weight, numbers))
 
-    def norms(self, x: torch.Tensor) -> torch.Tensor:
-        """‖x[line]‖ (up to the sign, where a line is one element), (lines,)."""
+    def norms(self, step: Combination) -> torch.Tensor:
+        """‖step[line]‖ without its factor (up to the sign, where a line is one element), (lines,)."""
         if not self._blocks:
-            self._rows = row_count(self.slices, x.shape)
-            self._blocks = list(row_blocks([self.slices], x.shape, BLOCK))
-        norms = [self.slices.norm_block(rows(x), self._rows) for rows in self._blocks]
+            self._rows = row_count(self.slices, step.shape)
+            self._blocks = list(row_blocks([self.slices], step.shape, BLOCK))
+        norms = [self.slices.norm_block(step.body(rows), self._rows) for rows in self._blocks]
         return norms[0] if len(norms) == 1 else self.slices.join([block.square() for block in norms]).sqrt()
 
     def add_to(self, total: torch.Tensor, squares: torch.Tensor) -> None:
@@ -51,24 +52,27 @@ class LineNorms:
 
     Args:
         lines: by parameter.
+        at_once: read every tensor once, by compiled code, where that can be done.
     """
 
-    def __init__(self, lines: Sequence[Sequence[Lines]]) -> None:
+    def __init__(self, lines: Sequence[Sequence[Lines]], *, at_once: bool = False) -> None:
         self._lines = lines
+        self._compiled = [SquaredNorms([one.slices for one in own]) for own in lines] if at_once else []
         self._sums: dict[tuple[int, ...], torch.Tensor] = {}
         """Which parameters moved -> the sums, float64."""
 
     def add(self, moved: Sequence[tuple[int, Combination]]) -> None:
-        """One step: which parameters move, and by how much, multiples of one tensor each."""
-        steps = [(lines, step) for k, step in moved for lines in self._lines[k]]
+        """One step: which parameters move, and by how much."""
+        left = [(k, step) for k, step in moved if not self._compiled[k].add(step)] if self._compiled else moved
+        steps = [(lines, step) for k, step in left for lines in self._lines[k]]
         if not steps:
             return
         factor = steps[0][1].factor
-        every = [lines.norms(step.first) for lines, step in steps]
+        every = [lines.norms(step) for lines, step in steps]
         if any([step.factor != factor for _, step in steps]):  # learning rates differ
             every = [step.factor / factor * norms.double() for norms, (_, step) in zip(every, steps, strict=True)]
         norms = torch.cat(every).double()
-        key = tuple([k for k, _ in moved])
+        key = tuple([k for k, _ in left])
         if key not in self._sums:
             self._sums[key] = torch.zeros_like(norms)
         self._sums[key].addcmul_(norms, norms, value=factor * factor)
@@ -80,3 +84,6 @@ class LineNorms:
             for lines, squares in zip(every, sums.split([lines.slices.count for lines in every]), strict=True):
                 lines.add_to(total, squares)
         self._sums.clear()
+        for own, compiled in zip(self._lines, self._compiled, strict=False):
+            for lines, squares in zip(own, compiled.take() or (), strict=False):
+                lines.add_to(total, squares.to(total.device))

@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise, starmap
+from math import prod
+from typing import Final
 
 import torch
 
 from lawful.affine.slices import Slices
-from lawful.conservation.base import Law, Tensors
+from lawful.conservation import compiled
+from lawful.conservation.base import LINEAR, Law, Tensors
 from lawful.conservation.blocks import Reader, expand, line_sums
 from lawful.conservation.combination import Combination, Moves, moves
 from lawful.conservation.line_norms import LineNorms, Lines
 from lawful.conservation.potential import SQUARE, Cut, Potential
+
+LARGE: Final = 1 << 17
+"""Elements of a parameter from which on compiled code pays."""
+
+_NOTHING: Final = Combination()
 
 
 class Term:
@@ -180,12 +188,16 @@ class Together:
         self._passes = [_Pass(name, own) for (name, _), own in reversed(terms.items())]
         ends = [0, *accumulate(len(law.names) for law in self._laws)]
         self._own, self._count = list(starmap(slice, pairwise(ends))), ends[-1]
+        size = max((prod(term.slices.shape) for one in self._passes for _, term in one.terms), default=0)
+        self._at_once = (
+            size >= LARGE and compiled.is_available()
+        )  # compiling takes a second or so, for small models in vain
         self._others = [i for i, law in enumerate(self._laws) if not isinstance(law, NeuronLaw)]
         self._drift: dict[int, torch.Tensor] = {}
 
     @cached_property
     def _norms(self) -> LineNorms:
-        return LineNorms([self._lines(one) for one in self._passes])
+        return LineNorms([self._lines(one) for one in self._passes], at_once=self._at_once)
 
     def _lines(self, one: _Pass) -> list[Lines]:
         """The lines whose norms are all that the drift asks of the parameter, if they are."""
@@ -201,16 +213,17 @@ class Together:
         moved: list[tuple[int, Combination]] = []
         for k, one in enumerate(self._passes):
             step = delta.get(one.parameter)
-            if step and one.is_normed and step.is_one:
+            if step and one.is_normed:
                 moved.append((k, step))
             elif step:
                 found = expand(one.readers, theta[one.parameter], step, [])
-                for (i, term), (lines,) in zip(one.terms, found, strict=True):
+                for (i, term), lines in zip(one.terms, found, strict=True):
                     if lines is not None:
-                        self._add(i, term.by_channel(lines))
+                        self._add(i, term.by_channel(lines)[0])
         self._norms.add(moved)
         for i in self._others:
-            self._add(i, self._laws[i].expand(theta, delta, [])[0])
+            if self._laws[i].kind not in LINEAR:
+                self._add(i, self._laws[i].expand(theta, delta, [])[0])
 
     def _add(self, law: int, drift: torch.Tensor) -> None:
         self._drift[law] = self._drift[law] + drift if law in self._drift else drift
@@ -226,29 +239,23 @@ class Together:
 
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> list[torch.Tensor]:
         """:meth:`Law.expand` of every law."""
-        sums: list[list[torch.Tensor | None]] = [[None] * (1 + len(along)) for _ in self._laws]
+        sums: list[torch.Tensor | None] = [None] * len(self._laws)
         for one in self._passes:
             name = one.parameter
-            moved = [(row, v[name]) for row, v in enumerate(along, start=1) if name in v]
-            places = [0, *(row for row, _ in moved)]
-            found = expand(one.readers, theta[name], delta.get(name), [v for _, v in moved])
+            directions = [v.get(name, _NOTHING) for v in along]
+            found = expand(one.readers, theta[name], delta.get(name), directions, at_once=self._at_once)
             for (i, term), lines in zip(one.terms, found, strict=True):
-                for row, amount in zip(places, lines, strict=True):
-                    if amount is not None:
-                        so_far, channels = sums[i][row], term.by_channel(amount)
-                        sums[i][row] = channels if so_far is None else so_far + channels
+                if lines is not None:
+                    so_far, channels = sums[i], term.by_channel(lines)
+                    sums[i] = channels if so_far is None else so_far + channels
+        for i in self._others:
+            sums[i] = self._laws[i].expand(theta, delta, along)
         return [
-            _stacked(law, rows, theta) if isinstance(law, NeuronLaw) else law.expand(theta, delta, along)
+            theta[law.parameters[0]].first.new_zeros(1 + len(along), len(law.names), dtype=torch.float64)
+            if rows is None
+            else rows
             for law, rows in zip(self._laws, sums, strict=True)
         ]
-
-
-def _stacked(law: NeuronLaw, rows: list[torch.Tensor | None], theta: Moves) -> torch.Tensor:
-    def zero() -> torch.Tensor:
-        return theta[law.parameters[0]].first.new_zeros(len(law.names), dtype=torch.float64)
-
-    every = [zero() if row is None else row for row in rows]
-    return torch.stack(every) if len(every) > 1 else every[0].unsqueeze(0)
 
 
 def _total(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from lawful.affine.slices import Slices
 from lawful.conservation.base import Law, Tensors
-from lawful.conservation.combination import Moves
+from lawful.conservation.combination import Combination, Moves, values
 
 
 class ShiftLaw(Law):
@@ -70,9 +70,11 @@ class ShiftLaw(Law):
 
     def expand(self, theta: Moves, delta: Moves, along: Sequence[Moves]) -> torch.Tensor:
         """No drift, and the sums of every direction."""
-        name = self.slices.parameter
-        zero = torch.zeros_like(self._of(theta[name].first))
-        return torch.stack([zero, *(v[name].apply(self._of) if name in v else zero for v in along)])
+        name, nothing = self.slices.parameter, Combination()
+        moved = [v.get(name, nothing) for v in along]
+        if not any(moved):
+            return theta[name].first.new_zeros(1 + len(along), len(self.names), dtype=torch.float64)
+        return values(self._of, [nothing, *moved])
 
     def magnitude(self, theta: Tensors, v: Tensors) -> torch.Tensor:
         """Sums of the absolute velocities."""

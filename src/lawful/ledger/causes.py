@@ -10,7 +10,7 @@ import torch
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
-from lawful.conservation.combination import Combination, Moves
+from lawful.conservation.combination import Combination, Moves, Quotient
 
 RULE: Final = "rule"
 DECAY: Final = "weight decay"
@@ -40,7 +40,8 @@ def _adaptive(group: Group, state: State, weight: Combination, g: Combination, c
     """m̂ averages g + λW where the decay is coupled."""
     correction = 1 - float(group["betas"][0]) ** float(state["step"])
     mean = (1 / correction) * Combination(state["exp_avg"])
-    momentum = -float(group["lr"]) * (mean - g - coupled * weight)
+    taken = g + coupled * weight if coupled else g
+    momentum = -float(group["lr"]) * (mean - taken)
     return {**_first(group, weight, g), MOMENTUM: momentum}, PRECONDITIONING
 
 
@@ -144,30 +145,55 @@ def _dense(x: torch.Tensor) -> Combination:
 
 
 def is_retraceable(optimizer: Optimizer) -> bool:
-    """Whether :func:`retrace` knows the step: SGD, unless lr·λ = 1, where W is forgotten."""
-    return type(optimizer) is SGD and all(float(g["lr"]) * g["weight_decay"] != 1 for g in optimizer.param_groups)
+    """Whether :func:`retrace` knows the step: of SGD, and of Adam above half precision.
+
+    It does not where lr·λ = 1 and W is forgotten.
+    """
+    if type(optimizer) not in _RETRACED:
+        return False
+    if type(optimizer) is not SGD and any(p.itemsize <= 2 for group in optimizer.param_groups for p in group["params"]):
+        return False
+    return all(float(group["lr"]) * group["weight_decay"] != 1 for group in optimizer.param_groups)
 
 
 def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[str, Combination]:
-    """The step that SGD has just taken, from what it leaves behind, so that no copy of W is needed.
-
-    Δ = −lr·u with the momentum buffer u; without one, or by Nesterov, Δ = −lr(g + λW + μu), which in terms of W + Δ is
-    −lr/(1 − lrλ) · (g + λ(W + Δ) + μu).
-    """
+    """The step that SGD or Adam has just taken, from what it leaves behind, so that no copy of W is needed."""
+    step_of = _RETRACED[type(optimizer)]
     steps: dict[str, Combination] = {}
     for group, p, name in _members(optimizer, tracked):
-        if p.grad is None:
-            continue
-        lr, decay, momentum = float(group["lr"]), float(group["weight_decay"]), float(group["momentum"])
-        if not momentum and not decay:
-            step = -lr * gradient(optimizer, group, p)
-        elif momentum and not group["nesterov"]:
-            step = -lr * _dense(optimizer.state[p]["momentum_buffer"])
-        else:
-            force = gradient(optimizer, group, p) + decay * Combination(p)
-            if momentum:
-                force = force + momentum * _dense(optimizer.state[p]["momentum_buffer"])
-            step = -lr / (1 - lr * decay) * force
-        if step:
+        if p.grad is not None and (step := step_of(optimizer, group, p)):
             steps[name] = step
     return steps
+
+
+def _sgd_step(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
+    """Δ = −lr·u with the momentum buffer u; without one, or by Nesterov, Δ = −lr(g + μu + λW)."""
+    lr, decay, momentum = float(group["lr"]), float(group["weight_decay"]), float(group["momentum"])
+    if not momentum and not decay:
+        return -lr * gradient(optimizer, group, p)
+    if not momentum or group["nesterov"]:
+        force = gradient(optimizer, group, p)
+        if momentum:
+            force = force + momentum * _dense(optimizer.state[p]["momentum_buffer"])
+        return _decayed(-lr * force, lr * decay, p)
+    return -lr * _dense(optimizer.state[p]["momentum_buffer"])
+
+
+def _adam_step(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
+    """Δ = −lr·m̂ / (√v̂ + ε), and −lr·λW where the decay is decoupled."""
+    state, lr, (beta1, beta2) = optimizer.state[p], float(group["lr"]), map(float, group["betas"])
+    t = float(state["step"])
+    root = (1 - beta2**t) ** 0.5
+    v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    direction = Quotient(state["exp_avg"], v, root * float(group["eps"]))
+    step = -lr * root / (1 - beta1**t) * Combination(direction)
+    decoupled = type(optimizer) is AdamW or group.get("decoupled_weight_decay")
+    return _decayed(step, lr * group["weight_decay"], p) if decoupled else step
+
+
+def _decayed(step: Combination, rate: float, p: torch.Tensor) -> Combination:
+    """Δ = step − rate·W in terms of what the weight is after it: (step − rate·(W + Δ)) / (1 − rate)."""
+    return 1 / (1 - rate) * (step - rate * Combination(p)) if rate else step
+
+
+_RETRACED: Final = {SGD: _sgd_step, Adam: _adam_step, AdamW: _adam_step}

@@ -47,8 +47,10 @@ class Ledger:
     step size; the first is linear in Δ and is booked under "rule" (−lr·g: zero when the law and the backward pass are
     right), "weight decay" (−lr·λW), "momentum" (−lr(m̂ − g)), "preconditioning" (the rest).
 
-    A step costs a few passes over the tracked weights, a block of rows at a time. For SGD of every kind nothing is
-    copied; other optimisers need one copy of the tracked weights. The cheapest books are those of
+    A step costs one pass over the tracked weights, and over what the optimiser keeps of them, where numba is installed
+    (``pip install 'lawful[fast]'``; it compiles for a second or a few, once, where a weight has 2¹⁷ elements or more),
+    and a few passes by torch elsewhere. For SGD of every kind, Adam and AdamW nothing is copied; other optimisers, and
+    these two in half precision, need one copy of the tracked weights. The cheapest books are those of
     ``split_every=10**9``: the finite step at every step, exactly, and all first-order change together under "not
     split", which is found from q when it is asked for.
 
@@ -345,12 +347,20 @@ class Ledger:
             return
         split = split_step(self.optimizer, self._tracked, theta)
         along = [*split.parts.values(), *([delta] if split.rest else [])]
-        found, at = {}, 0
-        for law, rows in zip(self.laws, self._together.expand(theta, delta, along), strict=True):
-            own = slice(at, at := at + len(law.names))
-            for cause, amount in _booked(law, theta, rows, split).items():
-                found.setdefault(cause, torch.zeros_like(self.start))[own] = amount
-        for cause, amount in found.items():
+        by_law = self._together.expand(theta, delta, along)
+        rows = torch.cat(by_law, 1)
+        booked = dict(zip([FINITE, *split.parts], rows, strict=False))
+        if split.rest:
+            booked[split.rest] = rows[-1] - rows[1:-1].sum(0)
+        at = 0
+        for law, own in zip(self.laws, by_law, strict=True):
+            first, at = at, at + own.shape[1]
+            name = _name_of_rule(law, split)
+            if name != RULE:
+                at_one_rate = _at_one_rate(law, theta, split) if name == RATES else torch.zeros_like(own[0])
+                booked.setdefault(name, torch.zeros_like(rows[0]))[first:at] = own[1] - at_one_rate
+                booked[RULE][first:at] = at_one_rate
+        for cause, amount in booked.items():
             self._book(cause, amount)
 
     def _book(self, cause: str, amount: torch.Tensor) -> None:
@@ -398,20 +408,10 @@ def _peak(w: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(w.detach(), float("inf"))) if real else 0.0
 
 
-def _booked(law: Law, theta: Moves, rows: torch.Tensor, split: Split) -> dict[str, torch.Tensor]:
-    """What one step adds to a law, by cause."""
-    rates = dict(zip(split.parts, rows[1:], strict=False))
-    booked = {FINITE: rows[0], **rates}
-    if split.rest:
-        booked[split.rest] = rows[-1] - rows[1:-1].sum(0)
-    rule = _name_of_rule(law, split)
-    if rule == RATES:
-        lr, g = split.lrs[law.parameters[0]], split.parts[RULE]
-        equal = law.expand(theta, {}, [{n: lr / split.lrs[n] * g[n] for n in law.parameters if n in g}])[1]
-        booked |= {RULE: equal, RATES: rates[RULE] - equal}
-    elif rule != RULE:
-        booked[rule] = booked.pop(RULE)
-    return booked
+def _at_one_rate(law: Law, theta: Moves, split: Split) -> torch.Tensor:
+    """What −lr·g would add to a law if its first parameter's learning rate were that of all."""
+    lr, g = split.lrs[law.parameters[0]], split.parts[RULE]
+    return law.expand(theta, {}, [{n: lr / split.lrs[n] * g[n] for n in law.parameters if n in g}])[1]
 
 
 def _name_of_rule(law: Law, split: Split) -> str:
