@@ -64,7 +64,7 @@ def kernel(plan: Plan, dtype: type) -> Callable[..., None]:
 def source(plan: Plan) -> str:
     """The loop in Python; its inner one counts from zero, or numba would not make vectors of it.
 
-    >>> print(source(Plan(((0,),), ((0,),), ((0, 0, True, True),))))
+    >>> print(source((((0,),), ((0,),), ((0, 0, True, True),))))
     def kernel(addresses, numbers, factor, rows, columns, width, first, last):
         part = np.zeros(columns.shape, number)
         whole0 = matrix(addresses[0], last, width)
