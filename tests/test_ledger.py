@@ -152,6 +152,15 @@ def test_a_law_that_does_not_hold_shows_as_a_violation():
     assert float(ledger.violation[6:].max()) <= 1e-12
 
 
+def test_unequal_learning_rates_hide_no_violation():
+    model = net(FA, activation=nn.Tanh)
+    rest = [*model[2].parameters(), *model[4].parameters()]
+    optimizer = SGD([{"params": model[0].parameters(), "lr": 0.01}, {"params": rest}], lr=0.05)
+    with Ledger(model, optimizer, laws_of(model, force=True).of_kind("neuron")) as ledger:
+        train(model, optimizer, 50)
+    assert float(ledger.violation[:6].max()) > 1e-3
+
+
 def test_unequal_learning_rates_are_named():
     model = net(FA)
     groups = [

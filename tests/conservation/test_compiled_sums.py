@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
+import threading
+import weakref
+
 import pytest
 import torch
 
@@ -9,12 +15,13 @@ from lawful.affine.slices import Slices, vector
 from lawful.conservation import compiled, loop
 from lawful.conservation.combination import Combination, Quotient
 from lawful.conservation.compiled import SquaredNorms, in_one_pass
+from lawful.errors import SettingError
 
 pytestmark = pytest.mark.skipif(not compiled.is_available(), reason="needs numba: pip install 'lawful[fast]'")
 
 LINES = {
     "linear": ((130, 70), [Slices("w", (130, 70), (0,)), Slices("w", (130, 70), (1,))]),
-    "convolution": ((12, 8, 3, 3), [Slices("w", (12, 8, 9), (0,)), Slices("w", (12, 8, 9), (1,))]),
+    "convolution": ((12, 8, 3, 3), [Slices("w", (12, 72), (0,)), Slices("w", (1, 12, 8, 9), (0, 2))]),
     "flatten": ((20, 24), [Slices("w", (20, 6, 4), (1,))]),
     "packed rows": ((96, 40), [Slices("w", (32, 40), (0,), window=(32, 64))]),
     "packed heads": ((96, 40), [Slices("w", (4, 8, 40), (0, 1), window=(64, 96))]),
@@ -118,6 +125,8 @@ UNREADABLE = {
     "a parameter of another size": (X[:100].clone(), X[:100].clone(), SQUARE),
     "a window beyond the end": (X, X, [Slices("w", (32, 70), (0,), window=(100, 132))]),
     "to be differentiated": (X.clone().requires_grad_(), X, SQUARE),
+    "empty": (X[:0].clone(), X[:0].clone(), SQUARE),
+    "sparse": (X, X.to_sparse(), SQUARE),
     "nowhere": (X.to("meta"), X.to("meta"), SQUARE),
     "all zeros, unwritten": (X, torch._efficientzerotensor((130, 70)), SQUARE),
     "negated on reading": (X, torch._neg_view(X), SQUARE),
@@ -132,3 +141,57 @@ def test_what_cannot_be_read_is_left_to_torch(name):
     x, y, lines = UNREADABLE[name]
     assert in_one_pass([([(Combination(x), Combination(y))], lines)]) is None
     assert not SquaredNorms(lines).add(Combination(x) + 2.0 * Combination(y))
+
+
+def test_numba_that_does_not_load_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba.core", None)
+    compiled.is_available.cache_clear()
+    try:
+        with pytest.raises(SettingError, match="does not load .*uninstall it"):
+            compiled.is_available()
+    finally:
+        compiled.is_available.cache_clear()
+
+
+def test_numba_that_may_not_compile_is_left_alone(monkeypatch):
+    monkeypatch.setattr("numba.core.config.DISABLE_JIT", 1)
+    compiled.is_available.cache_clear()
+    try:
+        assert not compiled.is_available()
+    finally:
+        compiled.is_available.cache_clear()
+
+
+def test_a_band_holds_its_tensors_when_the_call_is_interrupted(monkeypatch):
+    """Threads go on after Ctrl-C has ended the call that they read for."""
+    begun, go, alive = threading.Event(), threading.Event(), []
+    x = torch.ones(130, 70)
+    held = weakref.ref(x)
+
+    def kernel(*_):
+        begun.set()
+        go.wait(60)
+        alive.append(held() is not None)
+
+    monkeypatch.setattr(compiled, "kernel", lambda *_: kernel)
+    monkeypatch.setattr(compiled, "BAND", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pool = compiled._threads(2, os.getpid())
+
+    class Pool:
+        def map(self, function, *arguments):
+            jobs = [pool.submit(function, *one) for one in zip(*arguments, strict=False)]
+            begun.wait(60)
+            self.jobs = jobs
+            raise KeyboardInterrupt
+
+    interrupting = Pool()
+    monkeypatch.setattr(compiled, "_threads", lambda *_: interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        in_one_pass([([(Combination(x), Combination(x))], SQUARE)])
+    del x
+    gc.collect()
+    go.set()
+    for job in interrupting.jobs:
+        job.result(60)
+    assert alive == [True, True]

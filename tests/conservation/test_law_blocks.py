@@ -59,7 +59,7 @@ def grouped():
 @pytest.mark.parametrize(("large", "compiled"), [(1, False), (10**6, False), (10**6, True)])
 @pytest.mark.parametrize("rule", RULES)
 def test_blocks_of_any_size_give_the_same_numbers(rule, size, large, compiled, monkeypatch):
-    monkeypatch.setattr(neuron, "LARGE", 1 if compiled else 10**9)
+    monkeypatch.setattr(neuron, "COMPILED", 1 if compiled else 10**9)
     monkeypatch.setattr(blocks, "BLOCK", size)
     monkeypatch.setattr(slices, "LARGE", large)
     model = grouped()
@@ -135,7 +135,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_drift_that_is_followed_is_that_of_the_definition(name, rule, block, compiled, monkeypatch):
     """For laws of every kind, packed rows, biases, frozen weights, unequal rates, several tensors."""
-    monkeypatch.setattr(neuron, "LARGE", 1 if compiled else 10**9)
+    monkeypatch.setattr(neuron, "COMPILED", 1 if compiled else 10**9)
     monkeypatch.setattr(line_norms, "BLOCK", block)
     monkeypatch.setattr(slices, "LARGE", 1)
     torch.manual_seed(0)

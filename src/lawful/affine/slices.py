@@ -144,10 +144,11 @@ class Slices:
 
         None if there is none. Where a line is one element, the matrix is one row.
         """
-        size, first = prod(self.shape), next(iter(self.keep), 0)
-        if not size or not self.keep or self.keep != tuple(range(first, first + len(self.keep))):
+        size, axes = prod(self.shape), [axis for axis, length in enumerate(self.shape) if length > 1]
+        kept = [k for k, axis in enumerate(axes) if axis in self.keep]
+        if not size or not kept or kept != list(range(kept[0], kept[0] + len(kept))):
             return None
-        height = self.count if self.by_row else prod(self.shape[:first])
+        height = self.count if self.by_row else prod(self.shape[: axes[kept[0]]])
         return Matrix(height, size // height)
 
     def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -197,6 +198,7 @@ def is_readable(x: torch.Tensor) -> bool:
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.is_cpu
+        and x.layout == torch.strided
         and not (x.is_neg() or x._is_zerotensor())
         and not (x.requires_grad and torch.is_grad_enabled())
         and forward_ad._current_level < 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lawful.affine.slices import Slices, row_blocks, row_count
-from lawful.conservation.combination import Combination
+from lawful.conservation.combination import Combination, totals
 from lawful.conservation.compiled import in_one_pass
 from lawful.conservation.potential import Cut, Potential
 
@@ -73,7 +73,7 @@ def expand(
 ) -> list[torch.Tensor | None]:
     """For each reader the line sums of D_Ψ(W + Δ, W), then of B ⊙ V for every V: (1 + directions, lines), float64.
 
-    None where nothing is to be summed: Ψ is flat, or W does not move, and there is no direction.
+    None where nothing is to be summed: Ψ is flat, or W does not move, and no direction does.
 
     Args:
         readers: of one parameter, and of one window of its rows.
@@ -182,7 +182,8 @@ class _Sums:
 
     def put(self, lines: Sequence[np.ndarray]) -> None:
         """Take the sums of :meth:`products`, (products, lines) for each reader."""
-        self._found = [torch.from_numpy(self._counts() @ own) for own in lines]
+        counts = np.array([[row.get(k, 0.0) for k in range(len(self._quantities))] for row in self._sums])
+        self._found = [torch.from_numpy(counts @ own) for own in lines]
 
     def take(self, block: Block) -> None:
         """Add what one block gives."""
@@ -201,10 +202,4 @@ class _Sums:
         return self._found or [self._of(*one) for one in zip(self.slices, self._lines, strict=True)]
 
     def _of(self, slices: Slices, lines: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        if not lines:
-            return None
-        quantities = slices.join(lines)
-        return torch.from_numpy(self._counts()).to(quantities.device) @ quantities
-
-    def _counts(self) -> np.ndarray:
-        return np.array([[row.get(k, 0.0) for k in range(len(self._quantities))] for row in self._sums])
+        return totals(self._sums, dict(enumerate(slices.join(lines)))) if lines else None

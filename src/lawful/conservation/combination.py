@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -11,7 +11,7 @@ import torch
 class Quotient:
     """m / (√v + eps), by element: the direction of Adam's step, which is not written down either.
 
-    >>> Quotient(torch.ones(2), torch.tensor([4.0, 9.0]), 0.0).whole().tolist()
+    >>> Quotient(torch.ones(2), torch.tensor([4.0, 9.0]), 0.0).piece(lambda x: x).tolist()
     [0.5, 0.3333333432674408]
     """
 
@@ -19,17 +19,21 @@ class Quotient:
         self.m, self.v, self.eps = m, v, eps
         self.shape = m.shape
 
-    def whole(self, cut: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> torch.Tensor:
-        """All of it, or a piece."""
+    def piece(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the cut cuts of it."""
         root = cut(self.v).sqrt().add_(self.eps)
         return torch.div(cut(self.m), root, out=root)
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 Leaf: TypeAlias = torch.Tensor | Quotient
 
 
 def _piece(x: Leaf, cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    return x.whole(cut) if isinstance(x, Quotient) else cut(x)
+    return x.piece(cut) if isinstance(x, Quotient) else cut(x)
 
 
 class Combination:
@@ -118,8 +122,24 @@ class Combination:
 
     def whole(self) -> torch.Tensor:
         """All of it, written down."""
-        body = self.body(lambda x: x)
+        body = self.body(_whole)
         return body if self.factor == 1 else self.factor * body
+
+
+def totals(counts: Sequence[Mapping[Any, float]], quantities: Mapping[Any, torch.Tensor]) -> torch.Tensor:
+    """Σ count · quantity for each of the counts, stacked; of one without any, zeros.
+
+    >>> totals([{"a": 2.0, "b": -1.0}, {}], {"a": torch.ones(2), "b": torch.arange(2.0)}).tolist()
+    [[2.0, 1.0], [0.0, 0.0]]
+    """
+    zero = torch.zeros_like(next(iter(quantities.values())))
+    rows = []
+    for counts_of_one in counts:
+        total = zero
+        for key, count in counts_of_one.items():
+            total = torch.add(total, quantities[key], alpha=count)
+        rows.append(total)
+    return torch.stack(rows)
 
 
 def values(linear: Callable[[torch.Tensor], torch.Tensor], directions: Sequence[Combination]) -> torch.Tensor:
@@ -129,12 +149,9 @@ def values(linear: Callable[[torch.Tensor], torch.Tensor], directions: Sequence[
     >>> values(lambda v: v.sum().reshape(1), [Combination(x), Combination(x) - Combination(y), Combination()]).tolist()
     [[3.0], [0.0], [0.0]]
     """
-    leaves = {id(x): x for v in directions for _, x in v.terms}
-    counts = [{id(x): v.factor * c for c, x in v.terms} for v in directions]
-    at = torch.stack([linear(_piece(x, lambda x: x)) for x in leaves.values()])
-    return (
-        torch.tensor([[row.get(key, 0.0) for key in leaves] for row in counts], dtype=at.dtype, device=at.device) @ at
-    )
+    leaves = {id(leaf): leaf for v in directions for _, leaf in v.terms}
+    counts = [{id(leaf): v.factor * c for c, leaf in v.terms} for v in directions]
+    return totals(counts, {key: linear(_piece(leaf, _whole)) for key, leaf in leaves.items()})
 
 
 def _of(factor: float, terms: tuple[tuple[float, Leaf], ...]) -> Combination:

@@ -18,6 +18,7 @@ import torch
 from lawful.affine.slices import Matrix, Slices, is_readable
 from lawful.conservation.combination import Combination, Leaf, Quotient
 from lawful.conservation.loop import Plan, kernel
+from lawful.errors import SettingError
 
 NARROW: Final = 16
 """Columns below which a row is too short for a loop of its own."""
@@ -33,8 +34,20 @@ Group: TypeAlias = tuple[Sequence[tuple[Combination, Combination]], Sequence[Sli
 
 @cache
 def is_available() -> bool:
-    """Whether numba is installed."""
-    return find_spec("numba") is not None
+    """Whether numba is installed, and may compile.
+
+    Raises:
+        SettingError: it is installed, and does not load.
+    """
+    if find_spec("numba") is None:
+        return False
+    try:
+        from numba.core import config
+    except ImportError as error:
+        raise SettingError(
+            f"numba is installed and does not load ({error}); mend it, or uninstall it: torch then does its work"
+        ) from error
+    return not vars(config)["DISABLE_JIT"]
 
 
 def in_one_pass(groups: Sequence[Group]) -> list[list[np.ndarray]] | None:
@@ -158,7 +171,7 @@ class _Matrices:
         self._skipped = one.nbytes // max(1, length) * first
         return (
             one.dtype in _NUMPY
-            and last <= length
+            and 0 < last <= length
             and one.numel() * (last - first) == matrix.height * matrix.width * length
             and all([_is_like(x, one) for x in self._tensors])
         )
@@ -173,7 +186,8 @@ class _Matrices:
             add(addresses, numbers, factor, totals.rows, totals.columns[0], width, 0, ends[1])
             return
 
-        def add_band(columns: np.ndarray, first: int, last: int) -> None:
+        # an interrupt ends this call and not the bands: each holds the tensors that it reads
+        def add_band(columns: np.ndarray, first: int, last: int, held: object = self._tensors) -> None:
             add(addresses, numbers, factor, totals.rows, columns, width, first, last)
 
         tuple(_threads(len(totals.columns), os.getpid()).map(add_band, totals.columns, ends, ends[1:]))

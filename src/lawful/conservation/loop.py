@@ -39,10 +39,9 @@ def kernel(plan: Plan, dtype: type) -> Callable[..., None]:
     Adds factor · the sums that rows [first, last) give to ``rows``, (products, height), and ``columns``, (products,
     width). Others may run meanwhile: it holds no lock of Python's.
     """
-    import numba
+    from numba import carray, njit  # pyright: ignore[reportPrivateImportUsage]
     from numba.core import cgutils, types
     from numba.extending import intrinsic
-    from numba.np.numpy_support import carray
 
     def at(context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -52,13 +51,13 @@ def kernel(plan: Plan, dtype: type) -> Callable[..., None]:
 
     pointer: Any = intrinsic(at)
 
-    @numba.njit
+    @njit
     def matrix(address: int, height: int, width: int) -> Any:
         return carray(pointer(address), (height, width), dtype)
 
     written: dict[str, Any] = {"np": np, "matrix": matrix, "number": dtype}
     exec(source(plan), written)
-    return numba.njit(fastmath=FAST, nogil=True, error_model="numpy")(written["kernel"])
+    return njit(fastmath=FAST, nogil=True, error_model="numpy")(written["kernel"])
 
 
 def source(plan: Plan) -> str:

@@ -19,7 +19,7 @@ from lawful.conservation.combination import Combination, Moves, moves
 from lawful.conservation.line_norms import LineNorms, Lines
 from lawful.conservation.potential import SQUARE, Cut, Potential
 
-LARGE: Final = 1 << 17
+COMPILED: Final = 1 << 17
 """Elements of a parameter from which on compiled code pays."""
 
 _NOTHING: Final = Combination()
@@ -189,9 +189,8 @@ class Together:
         ends = [0, *accumulate(len(law.names) for law in self._laws)]
         self._own, self._count = list(starmap(slice, pairwise(ends))), ends[-1]
         size = max((prod(term.slices.shape) for one in self._passes for _, term in one.terms), default=0)
-        self._at_once = (
-            size >= LARGE and compiled.is_available()
-        )  # compiling takes a second or so, for small models in vain
+        # for small models it would compile in vain, for a second or more
+        self._at_once = size >= COMPILED and compiled.is_available()
         self._others = [i for i, law in enumerate(self._laws) if not isinstance(law, NeuronLaw)]
         self._drift: dict[int, torch.Tensor] = {}
 

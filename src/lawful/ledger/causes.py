@@ -145,20 +145,18 @@ def _dense(x: torch.Tensor) -> Combination:
 
 
 def is_retraceable(optimizer: Optimizer) -> bool:
-    """Whether :func:`retrace` knows the step: of SGD, and of Adam above half precision.
+    """Whether :func:`retrace` knows the step: of SGD unless lr·λ = 1, where W is forgotten, and of Adam by numbers.
 
-    It does not where lr·λ = 1 and W is forgotten.
+    Not of Adam in half precision, nor where torch takes its bias corrections in float32 (tensors for lr or β,
+    ``capturable``), nor with decoupled decay: W·(1 − lr·λ) is rounded alike at step after step.
     """
-    if type(optimizer) not in _RETRACED:
-        return False
-    if type(optimizer) is not SGD and any(p.itemsize <= 2 for group in optimizer.param_groups for p in group["params"]):
-        return False
-    return all(float(group["lr"]) * group["weight_decay"] != 1 for group in optimizer.param_groups)
+    known = _RETRACED.get(type(optimizer))
+    return known is not None and all([known[0](group) for group in optimizer.param_groups])
 
 
 def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[str, Combination]:
     """The step that SGD or Adam has just taken, from what it leaves behind, so that no copy of W is needed."""
-    step_of = _RETRACED[type(optimizer)]
+    step_of = _RETRACED[type(optimizer)][1]
     steps: dict[str, Combination] = {}
     for group, p, name in _members(optimizer, tracked):
         if p.grad is not None and (step := step_of(optimizer, group, p)):
@@ -166,34 +164,49 @@ def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[s
     return steps
 
 
+def _keeps_weight(group: Group) -> bool:
+    return float(group["lr"]) * float(group["weight_decay"]) != 1
+
+
 def _sgd_step(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
-    """Δ = −lr·u with the momentum buffer u; without one, or by Nesterov, Δ = −lr(g + μu + λW)."""
+    """Δ = −lr·u with the momentum buffer u; without one, or by Nesterov, Δ = −lr(g + λW + μu).
+
+    In terms of W + Δ that is −lr/(1 − lrλ) · (g + λ(W + Δ) + μu).
+    """
     lr, decay, momentum = float(group["lr"]), float(group["weight_decay"]), float(group["momentum"])
     if not momentum and not decay:
         return -lr * gradient(optimizer, group, p)
-    if not momentum or group["nesterov"]:
-        force = gradient(optimizer, group, p)
-        if momentum:
-            force = force + momentum * _dense(optimizer.state[p]["momentum_buffer"])
-        return _decayed(-lr * force, lr * decay, p)
-    return -lr * _dense(optimizer.state[p]["momentum_buffer"])
+    if momentum and not group["nesterov"]:
+        return -lr * _dense(optimizer.state[p]["momentum_buffer"])
+    force = gradient(optimizer, group, p) + decay * Combination(p)
+    if momentum:
+        force = force + momentum * _dense(optimizer.state[p]["momentum_buffer"])
+    return -lr / (1 - lr * decay) * force
+
+
+def _is_of_numbers(group: Group) -> bool:
+    decoupled = group["weight_decay"] and group.get("decoupled_weight_decay")
+    tensors = [isinstance(number, torch.Tensor) for number in (group["lr"], *group["betas"])]
+    return not (group["capturable"] or decoupled or any(tensors)) and all([p.itemsize > 2 for p in group["params"]])
+
+
+def _is_without_decay(group: Group) -> bool:
+    return not group["weight_decay"] and _is_of_numbers(group)
 
 
 def _adam_step(optimizer: Optimizer, group: Group, p: torch.Tensor) -> Combination:
-    """Δ = −lr·m̂ / (√v̂ + ε), and −lr·λW where the decay is decoupled."""
-    state, lr, (beta1, beta2) = optimizer.state[p], float(group["lr"]), map(float, group["betas"])
+    """Δ = −lr·m̂ / (√v̂ + ε)."""
+    state, lr, (beta1, beta2) = optimizer.state[p], float(group["lr"]), group["betas"]
     t = float(state["step"])
     root = (1 - beta2**t) ** 0.5
     v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     direction = Quotient(state["exp_avg"], v, root * float(group["eps"]))
-    step = -lr * root / (1 - beta1**t) * Combination(direction)
-    decoupled = type(optimizer) is AdamW or group.get("decoupled_weight_decay")
-    return _decayed(step, lr * group["weight_decay"], p) if decoupled else step
+    return -lr * root / (1 - beta1**t) * Combination(direction)
 
 
-def _decayed(step: Combination, rate: float, p: torch.Tensor) -> Combination:
-    """Δ = step − rate·W in terms of what the weight is after it: (step − rate·(W + Δ)) / (1 − rate)."""
-    return 1 / (1 - rate) * (step - rate * Combination(p)) if rate else step
-
-
-_RETRACED: Final = {SGD: _sgd_step, Adam: _adam_step, AdamW: _adam_step}
+_RETRACED: Final = {
+    SGD: (_keeps_weight, _sgd_step),
+    Adam: (_is_of_numbers, _adam_step),
+    AdamW: (_is_without_decay, _adam_step),
+}
+"""Optimiser -> whether the step of a group's parameters can be told afterwards, and how."""

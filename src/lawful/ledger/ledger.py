@@ -49,8 +49,9 @@ class Ledger:
 
     A step costs one pass over the tracked weights, and over what the optimiser keeps of them, where numba is installed
     (``pip install 'lawful[fast]'``; it compiles for a second or a few, once, where a weight has 2¹⁷ elements or more),
-    and a few passes by torch elsewhere. For SGD of every kind, Adam and AdamW nothing is copied; other optimisers, and
-    these two in half precision, need one copy of the tracked weights. The cheapest books are those of
+    and a few passes by torch elsewhere. Nothing is copied for SGD of every kind and Adam; one copy of the tracked
+    weights is kept for other optimisers, for AdamW with decay, Adam in half precision, with ``capturable`` or with
+    tensors for lr or β, and under sign rules. The cheapest books are those of
     ``split_every=10**9``: the finite step at every step, exactly, and all first-order change together under "not
     split", which is found from q when it is asked for.
 
@@ -72,7 +73,8 @@ class Ledger:
 
     A change through ``.data`` (``p.data.clamp_()``, ``p.data.mul_(0.9)``) leaves no trace in torch that could be looked
     for: it is booked nowhere and shows as a residual. ``with torch.no_grad(): p.mul_(0.9)``, or an assignment to
-    ``p.data``, is booked as "between steps".
+    ``p.data``, is booked as "between steps". What another hook, or a closure, does to the weights within a step of SGD
+    or Adam shows as a residual too.
 
     A model without a law has an empty ledger, which prints why; its ``residual`` and ``violation`` raise
     :class:`NoLawError`: nothing was tested. The rule must stay on the model for as long as the ledger is read.
@@ -352,19 +354,24 @@ class Ledger:
         booked = dict(zip([FINITE, *split.parts], rows, strict=False))
         if split.rest:
             booked[split.rest] = rows[-1] - rows[1:-1].sum(0)
-        at = 0
+        at, renamed = 0, 0
         for law, own in zip(self.laws, by_law, strict=True):
             first, at = at, at + own.shape[1]
             name = _name_of_rule(law, split)
             if name != RULE:
-                at_one_rate = _at_one_rate(law, theta, split) if name == RATES else torch.zeros_like(own[0])
-                booked.setdefault(name, torch.zeros_like(rows[0]))[first:at] = own[1] - at_one_rate
-                booked[RULE][first:at] = at_one_rate
+                equal = _at_one_rate(law, theta, split) if name == RATES else torch.zeros_like(own[1])
+                if name not in booked:
+                    booked[name] = torch.zeros_like(rows[1])
+                booked[name][first:at] = own[1] - equal
+                booked[RULE][first:at] = equal
+                renamed += name != RATES
+        if renamed == len(self.laws):
+            del booked[RULE]
         for cause, amount in booked.items():
             self._book(cause, amount)
 
     def _book(self, cause: str, amount: torch.Tensor) -> None:
-        self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount
+        self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount.clone()
 
     def _look(self) -> None:
         if self._unsplit:  # "not split" takes in what happens between the steps
