@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -17,6 +17,7 @@ from lawful.conservation.derive import laws_of
 from lawful.conservation.neuron import Together
 from lawful.conservation.run import learning
 from lawful.errors import NoLawError, SettingError
+from lawful.ledger.books import Books
 from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
 
 FINITE: Final = "finite step"
@@ -138,7 +139,7 @@ class Ledger:
     def _open_books(self) -> None:
         self.steps = 0
         self.history: list[tuple[int, torch.Tensor, dict[str, torch.Tensor]]] = []
-        self._parts: dict[str, torch.Tensor] = {}
+        self._books = Books({})
         self._unsplit = self._followed = self._edited = self._stepping = False
         self._together = Together(self.laws)
         self.start, self._versions = self.values(), self._version()
@@ -161,7 +162,7 @@ class Ledger:
     def parts(self) -> dict[str, torch.Tensor]:
         """Cause -> what it has added to q."""
         self._settle()
-        return self._parts
+        return self._books.parts
 
     @property
     def scale(self) -> torch.Tensor:
@@ -271,7 +272,7 @@ class Ledger:
                 f"Ledger: the saved books hold {saved['start'].numel()} conserved numbers; expected {len(self.names)}, "
                 "those of the same laws"
             )
-        self.start, self._parts = saved["start"], dict(saved["parts"])
+        self.start, self._books = saved["start"], Books(saved["parts"])
         self.steps, self.history = saved["steps"], list(saved["history"])
         self._unsplit = self._followed = self._edited = False
         self._together = Together(self.laws)
@@ -351,27 +352,37 @@ class Ledger:
         along = [*split.parts.values(), *([delta] if split.rest else [])]
         by_law = self._together.expand(theta, delta, along)
         rows = torch.cat(by_law, 1)
-        booked = dict(zip([FINITE, *split.parts], rows, strict=False))
         if split.rest:
-            booked[split.rest] = rows[-1] - rows[1:-1].sum(0)
-        at, renamed = 0, 0
-        for law, own in zip(self.laws, by_law, strict=True):
+            rows[-1] -= rows[1:-1].sum(0)
+        causes = (FINITE, *split.parts, *([split.rest] if split.rest else []))
+        names = [_name_of_rule(law, split) for law in self.laws]
+        if any([name != RULE for name in names]):
+            causes, rows = self._renamed(causes, rows, names, by_law, theta, split)
+        self._books.add(causes, rows)
+
+    def _renamed(
+        self,
+        causes: tuple[str, ...],
+        rows: torch.Tensor,
+        names: Sequence[str],
+        by_law: Sequence[torch.Tensor],
+        theta: Moves,
+        split: Split,
+    ) -> tuple[tuple[str, ...], torch.Tensor]:
+        """What −lr·g adds to some laws under other names than the rule's, all of it or what unequal rates do."""
+        booked = dict(zip(causes, rows, strict=True))
+        renamed = dict.fromkeys([name for name in names if name != RULE])
+        booked |= {name: torch.zeros_like(rows[1]) for name in renamed}
+        at = 0
+        for law, name, own in zip(self.laws, names, by_law, strict=True):
             first, at = at, at + own.shape[1]
-            name = _name_of_rule(law, split)
             if name != RULE:
                 equal = _at_one_rate(law, theta, split) if name == RATES else torch.zeros_like(own[1])
-                if name not in booked:
-                    booked[name] = torch.zeros_like(rows[1])
                 booked[name][first:at] = own[1] - equal
                 booked[RULE][first:at] = equal
-                renamed += name != RATES
-        if renamed == len(self.laws):
+        if not {RULE, RATES} & set(names):
             del booked[RULE]
-        for cause, amount in booked.items():
-            self._book(cause, amount)
-
-    def _book(self, cause: str, amount: torch.Tensor) -> None:
-        self._parts[cause] = self._parts[cause] + amount if cause in self._parts else amount.clone()
+        return tuple(booked), torch.stack(list(booked.values()))
 
     def _look(self) -> None:
         if self._unsplit:  # "not split" takes in what happens between the steps
@@ -383,20 +394,20 @@ class Ledger:
     def _settle(self) -> None:
         """Book what moved q unseen: steps that were not split, and edits between the steps."""
         if self._followed:
-            self._book(FINITE, self._together.followed(self.start.device))
+            self._books.add((FINITE,), self._together.followed(self.start.device).unsqueeze(0))
             self._followed = False
         if self._stepping:
             return
         self._look()
         if self._unsplit or self._edited:
-            self._book(SKIPPED if self._unsplit else BETWEEN, self._open())
+            self._books.add((SKIPPED if self._unsplit else BETWEEN,), self._open().unsqueeze(0))
             self._versions = self._version()
         self._unsplit = self._edited = False
 
     def _open(self) -> torch.Tensor:
         """The change of q that no part explains yet."""
         rest = self.values() - self.start
-        for part in self._parts.values():
+        for part in self._books.parts.values():
             rest = rest - part
         return rest
 
