@@ -194,16 +194,23 @@ class Rows:
 
 
 def is_readable(x: torch.Tensor) -> bool:
-    """Whether its numbers are all there is to it: it lies in this memory, and nothing is to be differentiated."""
+    """Whether its numbers are all there is to it: :func:`is_plain`, and nothing is to be differentiated."""
+    return is_plain(x) and not (x.requires_grad and torch.is_grad_enabled()) and not is_transformed()
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether it lies in this memory, element by element."""
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.is_cpu
-        and x.layout == torch.strided
+        and x.layout is torch.strided
         and not (x.is_neg() or x._is_zerotensor())
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
     )
+
+
+def is_transformed() -> bool:
+    """Whether a function is being differentiated forwards, or transformed by torch.func."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def row_count(slices: Slices, shape: torch.Size) -> int:

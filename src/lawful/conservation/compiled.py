@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import torch
 
-from lawful.affine.slices import Matrix, Slices, is_readable
+from lawful.affine.slices import Matrix, Slices, is_plain, is_transformed
 from lawful.conservation.combination import Combination, Leaf, Quotient
 from lawful.conservation.loop import Plan, kernel
 from lawful.errors import SettingError
@@ -173,6 +173,8 @@ class _Matrices:
             one.dtype in _NUMPY
             and 0 < last <= length
             and one.numel() * (last - first) == matrix.height * matrix.width * length
+            and not is_transformed()
+            and not (torch.is_grad_enabled() and any([x.requires_grad for x in self._tensors]))
             and all([_is_like(x, one) for x in self._tensors])
         )
 
@@ -194,7 +196,7 @@ class _Matrices:
 
 
 def _is_like(x: torch.Tensor, one: torch.Tensor) -> bool:
-    return x.dtype == one.dtype and x.shape == one.shape and x.is_contiguous() and is_readable(x)
+    return x.dtype == one.dtype and x.shape == one.shape and is_plain(x) and x.is_contiguous()
 
 
 @cache

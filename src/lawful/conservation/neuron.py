@@ -192,6 +192,7 @@ class Together:
         # for small models it would compile in vain, for a second or more
         self._at_once = size >= COMPILED and compiled.is_available()
         self._others = [i for i, law in enumerate(self._laws) if not isinstance(law, NeuronLaw)]
+        self._curved = [i for i in self._others if self._laws[i].kind not in LINEAR]
         self._drift: dict[int, torch.Tensor] = {}
 
     @cached_property
@@ -220,9 +221,8 @@ class Together:
                     if lines is not None:
                         self._add(i, term.by_channel(lines)[0])
         self._norms.add(moved)
-        for i in self._others:
-            if self._laws[i].kind not in LINEAR:
-                self._add(i, self._laws[i].expand(theta, delta, [])[0])
+        for i in self._curved:
+            self._add(i, self._laws[i].expand(theta, delta, [])[0])
 
     def _add(self, law: int, drift: torch.Tensor) -> None:
         self._drift[law] = self._drift[law] + drift if law in self._drift else drift

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ UNSPLIT: Final = "optimiser (unsplit)"
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
+Names = Mapping[int, Sequence[str]]
 Parts = tuple[dict[str, Combination], str]
 """Cause -> its part of one parameter's step, and the cause of all the rest ("" where nothing is left)."""
 
@@ -89,33 +90,38 @@ class Split:
     lrs: dict[str, float] = field(default_factory=dict)
 
 
-def _members(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> Iterator[tuple[dict, torch.Tensor, str]]:
-    """(group, parameter, dotted name) of the optimiser's tracked parameters; a shared one has several names."""
+def names_of(tracked: Mapping[str, torch.Tensor]) -> Names:
+    """The dotted names of every parameter, by its id."""
     names: dict[int, list[str]] = {}
     for name, p in tracked.items():
         names.setdefault(id(p), []).append(name)
+    return names
+
+
+def _members(optimizer: Optimizer, names: Names) -> Iterator[tuple[dict, torch.Tensor, str]]:
+    """(group, parameter, dotted name) of the optimiser's tracked parameters; a shared one has several names."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             for name in names.get(id(p), ()):
                 yield group, p, name
 
 
-def owned(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def owned(optimizer: Optimizer, names: Names) -> dict[str, torch.Tensor]:
     """The tracked parameters that the optimiser may move."""
-    return {name: p for _, p, name in _members(optimizer, tracked) if p.requires_grad}
+    return {name: p for _, p, name in _members(optimizer, names) if p.requires_grad}
 
 
-def split_step(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor], before: Moves) -> Split:
+def split_step(optimizer: Optimizer, names: Names, before: Moves) -> Split:
     """The step just taken, by cause.
 
     Args:
         optimizer: its state is that after the step, and its gradients are still in place.
-        tracked: the parameters themselves, by dotted name.
+        names: those of the tracked parameters.
         before: their values before the step.
     """
     parts_of = SPLITS.get(type(optimizer), _other)
     split = Split({} if parts_of is _searching else {RULE: {}})
-    for group, p, name in _members(optimizer, tracked):
+    for group, p, name in _members(optimizer, names):
         if p.grad is None:
             continue
         split.lrs[name] = float(group.get("lr", 1.0))
@@ -154,11 +160,11 @@ def is_retraceable(optimizer: Optimizer) -> bool:
     return known is not None and all([known[0](group) for group in optimizer.param_groups])
 
 
-def retrace(optimizer: Optimizer, tracked: Mapping[str, torch.Tensor]) -> dict[str, Combination]:
+def retrace(optimizer: Optimizer, names: Names) -> dict[str, Combination]:
     """The step that SGD or Adam has just taken, from what it leaves behind, so that no copy of W is needed."""
     step_of = _RETRACED[type(optimizer)][1]
     steps: dict[str, Combination] = {}
-    for group, p, name in _members(optimizer, tracked):
+    for group, p, name in _members(optimizer, names):
         if p.grad is not None and (step := step_of(optimizer, group, p)):
             steps[name] = step
     return steps

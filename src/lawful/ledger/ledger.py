@@ -18,7 +18,7 @@ from lawful.conservation.neuron import Together
 from lawful.conservation.run import learning
 from lawful.errors import NoLawError, SettingError
 from lawful.ledger.books import Books
-from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, owned, retrace, split_step
+from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, names_of, owned, retrace, split_step
 
 FINITE: Final = "finite step"
 BETWEEN: Final = "between steps"
@@ -118,6 +118,7 @@ class Ledger:
         names = {name for law in self.laws for name in law.parameters}
         everything = dict(model.named_parameters(remove_duplicate=False))
         self._tracked = {name: everything[name] for name in everything if name in names}
+        self._names = names_of(self._tracked)
         self._check()
         self._potentials = list({id(psi): psi for law in self.laws for psi in law.potentials}.values())
         self._smooth = all(psi.curvature is not None for psi in self._potentials)
@@ -309,7 +310,7 @@ class Ledger:
         self._retraced = self._smooth and is_retraceable(self.optimizer)
         if not self._retraced:
             with torch.no_grad():
-                self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._tracked).items()}
+                self._copy = {name: self._copied(name, p) for name, p in owned(self.optimizer, self._names).items()}
 
     def _copied(self, name: str, p: torch.Tensor) -> torch.Tensor:
         old = self._copy.get(name)
@@ -332,7 +333,7 @@ class Ledger:
     def _step_taken(self) -> tuple[Moves, Moves]:
         """The weights before the step, and the step."""
         if self._retraced:
-            delta = retrace(self.optimizer, self._tracked)
+            delta = retrace(self.optimizer, self._names)
             return Before(self._tracked, delta), delta
         if self._smooth and self.steps % self.split_every and all(w.itemsize > 2 for w in self._copy.values()):
             # all that is asked for can be told from the step, which takes the copy's place
@@ -348,7 +349,7 @@ class Ledger:
             self._unsplit = self._followed = True
             self._together.follow(theta, delta)
             return
-        split = split_step(self.optimizer, self._tracked, theta)
+        split = split_step(self.optimizer, self._names, theta)
         along = [*split.parts.values(), *([delta] if split.rest else [])]
         by_law = self._together.expand(theta, delta, along)
         rows = torch.cat(by_law, 1)
