@@ -91,9 +91,11 @@ def test_half_precision_is_summed_in_more(dtype):
     assert bool((error <= 1e-6 * law.magnitude(exact, exact)).all())  # half precision would be 1e-3
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("rule", ["bp", "fa", "usf"])
-def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(rule):
+def test_the_rate_along_a_small_difference_is_not_a_difference_of_large_rates(rule, compiled, monkeypatch):
     """The step of an optimiser that copies, W − W_before, is exact in float32; ⟨B, W⟩ − ⟨B, W_before⟩ is noise."""
+    monkeypatch.setattr(neuron, "COMPILED", 1 if compiled else 10**9)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 30), nn.ReLU(), nn.Linear(30, 4))
     lawful.attach(model, RULES[rule])
