@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -18,13 +18,11 @@ from lawful.conservation.neuron import Together
 from lawful.conservation.run import learning
 from lawful.errors import NoLawError, SettingError
 from lawful.ledger.books import Books
-from lawful.ledger.causes import DECAY, RULE, Split, is_retraceable, names_of, owned, retrace, split_step
+from lawful.ledger.causes import DECAY, RULE, is_retraceable, names_of, owned, retrace, split_step
+from lawful.ledger.rule_part import EPS, FROZEN, RATES, renamed
 
 FINITE: Final = "finite step"
 BETWEEN: Final = "between steps"
-RATES: Final = "unequal learning rates"
-FROZEN: Final = "frozen parameters"
-EPS: Final = "eps of a norm"
 SKIPPED: Final = "not split"
 
 _CAUSES: Final = (RULE, FINITE, DECAY, "momentum", "preconditioning", RATES, FROZEN, EPS, BETWEEN, SKIPPED)
@@ -356,34 +354,8 @@ class Ledger:
         if split.rest:
             rows[-1] -= rows[1:-1].sum(0)
         causes = (FINITE, *split.parts, *([split.rest] if split.rest else []))
-        names = [_name_of_rule(law, split) for law in self.laws]
-        if any([name != RULE for name in names]):
-            causes, rows = self._renamed(causes, rows, names, by_law, theta, split)
-        self._books.add(causes, rows)
-
-    def _renamed(
-        self,
-        causes: tuple[str, ...],
-        rows: torch.Tensor,
-        names: Sequence[str],
-        by_law: Sequence[torch.Tensor],
-        theta: Moves,
-        split: Split,
-    ) -> tuple[tuple[str, ...], torch.Tensor]:
-        """What −lr·g adds to some laws under other names than the rule's, all of it or what unequal rates do."""
-        booked = dict(zip(causes, rows, strict=True))
-        renamed = dict.fromkeys([name for name in names if name != RULE])
-        booked |= {name: torch.zeros_like(rows[1]) for name in renamed}
-        at = 0
-        for law, name, own in zip(self.laws, names, by_law, strict=True):
-            first, at = at, at + own.shape[1]
-            if name != RULE:
-                equal = _at_one_rate(law, theta, split) if name == RATES else torch.zeros_like(own[1])
-                booked[name][first:at] = own[1] - equal
-                booked[RULE][first:at] = equal
-        if not {RULE, RATES} & set(names):
-            del booked[RULE]
-        return tuple(booked), torch.stack(list(booked.values()))
+        booked = renamed(dict(zip(causes, rows, strict=True)), by_law, self.laws, theta, split)
+        self._books.add(tuple(booked), rows if tuple(booked) == causes else torch.stack(list(booked.values())))
 
     def _look(self) -> None:
         if self._unsplit:  # "not split" takes in what happens between the steps
@@ -425,24 +397,6 @@ class Ledger:
 def _peak(w: torch.Tensor) -> float:
     real = w.numel() and w.is_floating_point()
     return float(torch.linalg.vector_norm(w.detach(), float("inf"))) if real else 0.0
-
-
-def _at_one_rate(law: Law, theta: Moves, split: Split) -> torch.Tensor:
-    """What −lr·g would add to a law if its first parameter's learning rate were that of all."""
-    lr, g = split.lrs[law.parameters[0]], split.parts[RULE]
-    return law.expand(theta, {}, [{n: lr / split.lrs[n] * g[n] for n in law.parameters if n in g}])[1]
-
-
-def _name_of_rule(law: Law, split: Split) -> str:
-    """−lr·g keeps a law only at one learning rate on all of its parameters; otherwise it is named."""
-    if RULE not in split.parts:
-        return RULE
-    lrs = [split.lrs.get(name, 0.0) for name in law.parameters]
-    if any(lrs) and not all(lrs):  # at the rate 0 a parameter is as good as frozen
-        return FROZEN
-    if len(set(lrs)) > 1:
-        return RATES
-    return EPS if law.note else RULE
 
 
 def _was_skipped(optimizer: Optimizer) -> bool:
